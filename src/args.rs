@@ -1,0 +1,158 @@
+//! The command line. Go's style works too: one dash or two, and klog's flags.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Local disks as Kubernetes persistent volumes.
+#[derive(Debug, Parser)]
+#[command(name = "mooring", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Publish and reclaim the volumes of this node (the default)
+    Agent(AgentArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Name of this Node in the cluster (spec.nodeName)
+    #[arg(long, env = "MY_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Directory with the ConfigMap's keys as files
+    #[arg(long, default_value = "/etc/provisioner/config", value_name = "DIR")]
+    pub config_dir: PathBuf,
+    /// Address of the HTTP pages; ":PORT" for every address
+    #[arg(long, default_value = ":8080", value_name = "HOST:PORT")]
+    pub listen_address: String,
+    /// Path of the metrics page
+    #[arg(long, default_value = "/metrics", value_name = "PATH")]
+    pub metrics_path: String,
+    /// Form of the log lines
+    #[arg(long, default_value = "text", value_enum)]
+    pub log_format: LogFormat,
+    /// Verbosity: 4 and more show each decision
+    #[arg(long = "v", short = 'v', default_value_t = 0, value_name = "N")]
+    pub verbosity: u8,
+    /// Accepted and not needed: discovery does not poll
+    #[arg(long, hide = true)]
+    pub discovery_period: Option<String>,
+    /// Accepted and not needed
+    #[arg(long, hide = true)]
+    pub config_sync_period: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// klog's flags that have no meaning here. Old manifests carry them.
+const KLOG_FLAGS: [&str; 13] = [
+    "logtostderr",
+    "alsologtostderr",
+    "stderrthreshold",
+    "vmodule",
+    "log_dir",
+    "log_file",
+    "log_file_max_size",
+    "log_backtrace_at",
+    "add_dir_header",
+    "skip_headers",
+    "skip_log_headers",
+    "one_output",
+    "master",
+];
+
+/// Reads the command line, and says which flags of it were ignored.
+///
+/// # Errors
+/// clap's, which prints itself.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Vec<String>), clap::Error> {
+    let (args, ignored) = normalize(args);
+    Cli::try_parse_from(args).map(|cli| (cli, ignored))
+}
+
+/// Turns Go's style into clap's: `-flag=x` into `--flag=x`, flags only into `agent`,
+/// klog's flags into nothing.
+fn normalize(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<String>) {
+    let mut args = args.into_iter();
+    let mut out: Vec<OsString> = args.next().into_iter().collect();
+    let mut ignored = Vec::new();
+    let mut rest = args.peekable();
+    let asks = |arg: &OsString| ["-h", "--help", "-V", "--version", "help"].iter().any(|known| arg == known);
+    if rest.peek().is_none_or(|arg| arg.as_encoded_bytes().starts_with(b"-") && !asks(arg)) {
+        out.push("agent".into());
+    }
+    while let Some(arg) = rest.next() {
+        let Some(text) = arg.to_str().filter(|text| text.starts_with('-') && text.len() > 1) else {
+            out.push(arg);
+            continue;
+        };
+        let flag = text.trim_start_matches('-');
+        let name = flag.split_once('=').map_or(flag, |(name, _)| name);
+        if KLOG_FLAGS.contains(&name) {
+            ignored.push(text.to_owned());
+            // Go's boolean flags take a value only after "=", the others also as the
+            // next word.
+            let takes_value = [
+                "stderrthreshold",
+                "vmodule",
+                "log_dir",
+                "log_file",
+                "log_file_max_size",
+                "log_backtrace_at",
+                "master",
+            ];
+            if !flag.contains('=') && takes_value.contains(&name) {
+                rest.next();
+            }
+        } else if text.starts_with("--") || name.len() == 1 {
+            out.push(arg);
+        } else {
+            out.push(format!("--{flag}").into());
+        }
+    }
+    (out, ignored)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(args: &[&str]) -> (AgentArgs, Vec<String>) {
+        let all = std::iter::once("mooring").chain(args.iter().copied()).map(OsString::from);
+        let (cli, ignored) = parse(all).expect("the flags are valid");
+        let Command::Agent(agent) = cli.command;
+        (agent, ignored)
+    }
+
+    #[test]
+    fn the_old_manifests_flags_are_understood() {
+        assert_eq!(agent(&[]).0.listen_address, ":8080");
+        let (args, ignored) = agent(&[
+            "-listen-address=:9090",
+            "--v=4",
+            "-logtostderr",
+            "--stderrthreshold",
+            "INFO",
+            "-discovery-period=1s",
+        ]);
+        assert_eq!((args.listen_address.as_str(), args.verbosity), (":9090", 4));
+        assert_eq!(ignored, ["-logtostderr", "--stderrthreshold"]);
+        assert_eq!(agent(&["agent", "-v", "2"]).0.verbosity, 2);
+        assert_eq!(agent(&["-v=5"]).0.verbosity, 5);
+    }
+
+    #[test]
+    fn an_unknown_flag_is_an_error() {
+        let args = ["mooring", "--no-such-flag"].map(OsString::from);
+        assert!(parse(args).is_err());
+    }
+}

@@ -1,0 +1,208 @@
+//! The one cache of this node's PVs, of the storage classes and of this Node. Watches
+//! and the sweep of all PVs ([`feed`]) send it compact [`Event`]s; the controller owns
+//! it and applies them. Nothing may be decided before it [`Cache::is_complete`].
+
+pub mod feed;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+
+use crate::pv::{self, Decoded, OwnedPv};
+use crate::volume::{NodeFacts, StorageClassFacts};
+
+/// A change, as the feeds report it.
+#[derive(Debug)]
+pub enum Event {
+    /// This Node, or what is wrong with it.
+    Node(Result<NodeFacts, String>),
+    /// A storage class is there.
+    Class(String, StorageClassFacts),
+    /// A storage class is gone.
+    ClassGone(String),
+    /// These are all the storage classes.
+    ClassesListed(BTreeSet<String>),
+    /// A PV with our label is there.
+    Pv(Decoded),
+    /// A PV has left the watch of our label.
+    PvLeft {
+        /// Its name.
+        name: String,
+        /// Its UID.
+        uid: String,
+        /// Whether it is certainly gone, not only its label.
+        gone: bool,
+    },
+    /// These are all the PVs with our label.
+    PvsListed(BTreeSet<String>),
+    /// The sweep met a PV of this node.
+    Swept(Decoded),
+    /// The sweep is through; these PVs of others name paths of this node.
+    SweepDone(BTreeSet<String>),
+}
+
+/// What the API server has, as far as it concerns this node.
+#[derive(Debug, Default)]
+pub struct Cache {
+    node: Option<Result<NodeFacts, String>>,
+    classes: BTreeMap<String, StorageClassFacts>,
+    owned: BTreeMap<String, OwnedPv>,
+    suspects: BTreeSet<String>,
+    foreign: BTreeMap<String, String>,
+    classes_listed: bool,
+    pvs_listed: bool,
+    swept: bool,
+}
+
+impl Cache {
+    /// Takes over a change; says whether it changed anything.
+    pub fn apply(&mut self, event: Event) -> bool {
+        match event {
+            Event::Node(node) => {
+                let changed = self.node.as_ref() != Some(&node);
+                self.node = Some(node);
+                changed
+            }
+            Event::Class(name, facts) => self.classes.insert(name, facts.clone()) != Some(facts),
+            Event::ClassGone(name) => self.classes.remove(&name).is_some(),
+            Event::ClassesListed(names) => {
+                self.classes.retain(|name, _| names.contains(name));
+                self.classes_listed = true;
+                true
+            }
+            Event::Pv(decoded) | Event::Swept(decoded) => self.insert(decoded),
+            Event::PvLeft { name, uid, gone } => {
+                if self.owned.get(&name).is_none_or(|owned| owned.uid != uid) {
+                    self.foreign.retain(|_, pv| *pv != name || !gone);
+                } else if gone {
+                    self.remove(&name);
+                } else {
+                    self.suspects.insert(name);
+                }
+                true
+            }
+            Event::PvsListed(names) => {
+                let missing = self.owned.iter().filter(|(name, owned)| {
+                    // A PV without our label never was in the list.
+                    !names.contains(*name) && owned.volume.labels.contains_key(pv::NODE_LABEL)
+                });
+                self.suspects.extend(missing.map(|(name, _)| name.clone()));
+                self.pvs_listed = true;
+                true
+            }
+            Event::SweepDone(foreign) => {
+                self.foreign.retain(|_, pv| foreign.contains(pv));
+                self.swept = true;
+                true
+            }
+        }
+    }
+
+    /// Takes over the answer of a write or a read of one PV.
+    pub fn learn(&mut self, pv: &PersistentVolume, use_node_name_only: bool) -> Option<OwnedPv> {
+        let node = self.node()?.clone();
+        let decoded = pv::sort(pv, &node, use_node_name_only);
+        let Decoded::Owned(owned) = &decoded else {
+            // It may have been ours before.
+            if let Some(name) = &pv.metadata.name {
+                self.remove(name);
+            }
+            self.insert(decoded);
+            return None;
+        };
+        let owned = (**owned).clone();
+        if owned.terminating && owned.free_of_finalizers {
+            self.remove(&owned.volume.name);
+        } else {
+            self.suspects.remove(&owned.volume.name);
+            self.insert(decoded);
+        }
+        Some(owned)
+    }
+
+    /// Takes over that there is no PV of that name.
+    pub fn remove(&mut self, name: &str) {
+        self.owned.remove(name);
+        self.suspects.remove(name);
+        self.foreign.retain(|_, pv| pv != name);
+    }
+
+    fn insert(&mut self, decoded: Decoded) -> bool {
+        match decoded {
+            Decoded::Owned(owned) => {
+                let name = owned.volume.name.clone();
+                // Answers of writes overtake the watch; what it says of before is old.
+                if self.owned.get(&name).is_some_and(|known| version(known) >= version(&owned)) {
+                    return false;
+                }
+                self.suspects.remove(&name);
+                self.owned.insert(name, *owned);
+                true
+            }
+            Decoded::Foreign(foreign) => self.foreign.insert(foreign.path, foreign.pv.clone()) != Some(foreign.pv),
+            Decoded::Elsewhere => false,
+        }
+    }
+
+    /// Whether every list has been read once and the Node is usable.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.node().is_some() && self.classes_listed && self.pvs_listed && self.swept
+    }
+
+    /// What is still missing, for people to read.
+    #[must_use]
+    pub fn missing(&self) -> &'static str {
+        match (self.node().is_some(), self.classes_listed, self.pvs_listed && self.swept) {
+            (false, ..) => "the Node",
+            (_, false, _) => "the storage classes",
+            (.., false) => "the list of persistent volumes",
+            _ => "",
+        }
+    }
+
+    /// Forgets the PVs; they are read anew for another Node.
+    pub fn forget_pvs(&mut self) {
+        let kept = std::mem::take(self);
+        *self = Self { node: kept.node, classes: kept.classes, classes_listed: kept.classes_listed, ..Self::default() };
+    }
+
+    /// This Node, when it is there and usable.
+    #[must_use]
+    pub fn node(&self) -> Option<&NodeFacts> {
+        self.node.as_ref()?.as_ref().ok()
+    }
+
+    /// The storage classes by name.
+    #[must_use]
+    pub fn classes(&self) -> &BTreeMap<String, StorageClassFacts> {
+        &self.classes
+    }
+
+    /// Our PVs by name.
+    #[must_use]
+    pub fn owned(&self) -> &BTreeMap<String, OwnedPv> {
+        &self.owned
+    }
+
+    /// Our PVs that have left the watch without being certainly gone.
+    #[must_use]
+    pub fn suspects(&self) -> &BTreeSet<String> {
+        &self.suspects
+    }
+
+    /// Paths of this node that PVs of others name, with their names.
+    #[must_use]
+    pub fn foreign(&self) -> &BTreeMap<String, String> {
+        &self.foreign
+    }
+}
+
+/// Resource versions are comparable integers (Kubernetes API concepts, 1.35).
+fn version(pv: &OwnedPv) -> u64 {
+    pv.resource_version.parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

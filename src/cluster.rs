@@ -1,0 +1,222 @@
+//! The API server: how to reach it, and every write to it. Each call has a deadline
+//! and a typed outcome, and is counted. Nothing is retried here: the controller looks
+//! again and decides anew. Removing a PV takes a [`Warrant`].
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::api::{Api, DeleteParams, ListParams, ObjectList, Patch, PatchParams, PostParams, Preconditions};
+use kube::config::KubeConfigOptions;
+use kube::{Client, Config};
+use serde_json::json;
+
+use crate::deleter::Warrant;
+use crate::metrics::Metrics;
+use crate::pv::{self, NODE_LABEL, OwnedPv, Volume, WIPE_FINALIZER};
+
+/// No single call takes longer; past it, the outcome is unknown.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a call had no success.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// There is no such object.
+    #[error("not found")]
+    NotFound,
+    /// There is one of that name already.
+    #[error("it exists already")]
+    AlreadyExists,
+    /// It is not what it was when the call was decided on.
+    #[error("it has changed meanwhile: {0}")]
+    Conflict(String),
+    /// The ServiceAccount may not do this.
+    #[error("the ServiceAccount lacks a right: {0}; apply the RBAC manifests of this release")]
+    Forbidden(String),
+    /// The API server said no.
+    #[error("the API server refused: {0}")]
+    Rejected(String),
+    /// No answer, or one that leaves open whether it was done.
+    #[error("no answer from the API server: {0}")]
+    Unknown(String),
+}
+
+impl ApiError {
+    fn outcome(&self) -> &'static str {
+        if matches!(self, Self::Unknown(_)) { "unknown" } else { "refused" }
+    }
+}
+
+impl From<kube::Error> for ApiError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => {
+                let message = status.message.clone();
+                match status.code {
+                    404 => Self::NotFound,
+                    409 if status.reason == "AlreadyExists" => Self::AlreadyExists,
+                    409 => Self::Conflict(message),
+                    403 => Self::Forbidden(message),
+                    401 => Self::Forbidden(format!("the token is not accepted ({message})")),
+                    408 | 429 | 500.. => Self::Unknown(message),
+                    _ => Self::Rejected(message),
+                }
+            }
+            other => Self::Unknown(chain(&other)),
+        }
+    }
+}
+
+/// An error with its causes; the outer ones alone often say nothing.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text = format!("{text}: {inner}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Reads the kubeconfig that `KUBECONFIG` names, else the pod's own credentials, and
+/// returns a client for calls and one for watches.
+///
+/// # Errors
+/// When neither is there or usable.
+pub async fn connect() -> anyhow::Result<(Client, Client)> {
+    let mut config = if std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()) {
+        Config::from_kubeconfig(&KubeConfigOptions::default()).await?
+    } else {
+        Config::incluster()?
+    };
+    // A call that is retried out of sight is done twice, or much later than decided.
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(DEADLINE);
+    let agent = concat!("mooring/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
+    let calls = Client::try_from(config.clone())?;
+    // Longer than a watch lasts (60 s), or its silence would count as a failure.
+    config.read_timeout = Some(Duration::from_secs(70));
+    Ok((calls, Client::try_from(config)?))
+}
+
+/// Reads and writes PVs.
+#[derive(Clone)]
+pub struct Cluster {
+    pvs: Api<PersistentVolume>,
+    metrics: Arc<Metrics>,
+}
+
+impl Cluster {
+    /// Works through the given client.
+    #[must_use]
+    pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
+        Self { pvs: Api::all(client), metrics }
+    }
+
+    async fn call<T>(&self, verb: &'static str, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+        let start = Instant::now();
+        let result = match tokio::time::timeout(DEADLINE, call).await {
+            Ok(answer) => answer.map_err(ApiError::from),
+            Err(_) => Err(ApiError::Unknown(format!("none within {} s", DEADLINE.as_secs()))),
+        };
+        let outcome = result.as_ref().map_or_else(ApiError::outcome, |_| "success");
+        self.metrics.api_request(verb, outcome, start.elapsed());
+        result
+    }
+
+    /// One page of all PVs of the cluster, with the token of the next.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn list(&self, token: Option<&str>, limit: u32) -> Result<ObjectList<PersistentVolume>, ApiError> {
+        let mut params = ListParams::default().limit(limit);
+        params.continue_token = token.map(ToOwned::to_owned);
+        self.call("list", self.pvs.list(&params)).await
+    }
+
+    /// The PV of that name as it is now, if there is one.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn get(&self, name: &str) -> Result<Option<PersistentVolume>, ApiError> {
+        self.call("get", self.pvs.get_opt(name)).await
+    }
+
+    /// Makes a PV.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn create(&self, volume: &Volume) -> Result<PersistentVolume, ApiError> {
+        let (params, pv) = (PostParams::default(), pv::encode(volume));
+        self.call("create", self.pvs.create(&params, &pv)).await
+    }
+
+    /// Puts our label on a PV, if it still is the one with that UID.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn adopt(&self, name: &str, uid: &str, node: &str) -> Result<PersistentVolume, ApiError> {
+        let labels = json!({ NODE_LABEL: pv::node_label_value(node) });
+        self.patch(name, &json!({ "metadata": { "uid": uid, "labels": labels } })).await
+    }
+
+    /// Adds our finalizer, if nothing at all has changed on the PV.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when something has.
+    pub async fn fence(&self, pv: &OwnedPv) -> Result<PersistentVolume, ApiError> {
+        let metadata = json!({ "uid": pv.uid, "resourceVersion": pv.resource_version, "finalizers": [WIPE_FINALIZER] });
+        self.patch(&pv.volume.name, &json!({ "metadata": metadata })).await
+    }
+
+    /// Deletes a PV that our finalizer keeps, if nothing at all has changed on it. It
+    /// is Terminating after, and no claim can bind it.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when something has.
+    pub async fn delete_fenced(&self, pv: &OwnedPv) -> Result<Option<PersistentVolume>, ApiError> {
+        assert!(pv.fenced, "only a PV that our finalizer keeps is deleted");
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: Some(pv.uid.clone()),
+            resource_version: Some(pv.resource_version.clone()),
+        });
+        Ok(self.call("delete", self.pvs.delete(&pv.volume.name, &params)).await?.left())
+    }
+
+    /// Takes our finalizer off a PV that is not to be wiped after all. It must not be
+    /// Terminating, or this would remove it.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when the PV has changed.
+    pub async fn unfence(&self, pv: &OwnedPv) -> Result<PersistentVolume, ApiError> {
+        assert!(!pv.terminating, "taking the finalizer off a Terminating PV removes it, which takes a warrant");
+        let metadata = json!({
+            "uid": pv.uid,
+            "resourceVersion": pv.resource_version,
+            "$deleteFromPrimitiveList/finalizers": [WIPE_FINALIZER],
+        });
+        self.patch(&pv.volume.name, &json!({ "metadata": metadata })).await
+    }
+
+    /// Takes our finalizer off the Terminating PV that the warrant is for, and with it
+    /// the PV, once nothing else keeps it.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] when it is gone already.
+    pub async fn remove(&self, warrant: &Warrant) -> Result<PersistentVolume, ApiError> {
+        let fence = warrant.fence();
+        let metadata = json!({ "uid": fence.uid(), "$deleteFromPrimitiveList/finalizers": [WIPE_FINALIZER] });
+        self.patch(fence.pv(), &json!({ "metadata": metadata })).await
+    }
+
+    async fn patch(&self, name: &str, patch: &serde_json::Value) -> Result<PersistentVolume, ApiError> {
+        let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
+        self.call("patch", self.pvs.patch(name, &params, &patch)).await
+    }
+}

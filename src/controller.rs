@@ -1,0 +1,390 @@
+//! The one loop that drives everything. It owns all state that changes: it waits for
+//! something to happen, takes it over, decides (`plan`), and begins what was decided
+//! ([`act`]). What it begins runs beside it and reports back by ending.
+
+mod act;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::admin::View;
+use crate::cache::{Cache, Event, feed};
+use crate::cluster::{ApiError, Cluster};
+use crate::config::Config;
+use crate::deleter::Control;
+use crate::discovery::{self, Finding, Listing, Snapshot};
+use crate::memory::Memory;
+use crate::metrics::Metrics;
+use crate::node::Scanner;
+use crate::plan::{self, Action, EntryStatus, World};
+use crate::verdict::{Reason, Verdict};
+use crate::volume::NodeFacts;
+use act::{Done, Ended, Tools};
+
+/// PVs that are being made or changed at the same time.
+const MAX_IN_FLIGHT: usize = 32;
+/// Volumes that are being wiped at the same time.
+const MAX_WIPES: usize = 4;
+/// While PVs are being made, decisions are this far apart: each of a thousand answers
+/// is no reason to go through a thousand entries.
+const DECISION_REST: Duration = Duration::from_millis(10);
+/// The loop comes round at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How long a stop waits for wipes to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(8);
+
+/// What the controller works with.
+pub struct Parts {
+    /// The config in force.
+    pub config: Config,
+    /// Name of this Node.
+    pub node_name: String,
+    /// Reads and writes PVs.
+    pub cluster: Cluster,
+    /// For the watches.
+    pub watches: Client,
+    /// Shows the controller to the HTTP pages.
+    pub view: watch::Sender<View>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The loop and its state.
+pub struct Controller {
+    config: Config,
+    scanner: Scanner,
+    cluster: Cluster,
+    watches: Client,
+    view: watch::Sender<View>,
+    tools: Tools,
+    cache: Cache,
+    events: mpsc::Receiver<Event>,
+    event_sender: mpsc::Sender<Event>,
+    feeds: JoinSet<()>,
+    pv_feeds: JoinSet<()>,
+    fed_for: Option<NodeFacts>,
+    snapshot: Option<Arc<Snapshot>>,
+    findings: Vec<Finding>,
+    memory: Memory,
+    queue: VecDeque<Action>,
+    work: JoinSet<Done>,
+    reclaiming: BTreeMap<String, Arc<Control>>,
+    stop: watch::Sender<bool>,
+    dirty: bool,
+    decided_at: Option<Instant>,
+    wake_at: Option<Instant>,
+    resync_at: Instant,
+}
+
+impl Controller {
+    /// Starts the scanner and the feeds.
+    ///
+    /// # Errors
+    /// When a thread or the inotify instance can't be had.
+    pub fn start(parts: Parts) -> anyhow::Result<Self> {
+        let scanner = Scanner::start(parts.config.mount_dirs())?;
+        let (event_sender, events) = mpsc::channel(64);
+        let mut feeds = JoinSet::new();
+        feeds.spawn(feed::node(parts.watches.clone(), parts.node_name.clone(), event_sender.clone()));
+        feeds.spawn(feed::storage_classes(parts.watches.clone(), event_sender.clone()));
+        let (stop, stopped) = watch::channel(false);
+        let resync_at = Instant::now() + next_resync(&parts.config);
+        Ok(Self {
+            tools: Tools {
+                cluster: parts.cluster.clone(),
+                node: None,
+                use_node_name_only: parts.config.use_node_name_only,
+                wipes: Arc::new(Semaphore::new(MAX_WIPES)),
+                stopped,
+                metrics: parts.metrics,
+            },
+            config: parts.config,
+            scanner,
+            cluster: parts.cluster,
+            watches: parts.watches,
+            view: parts.view,
+            cache: Cache::default(),
+            events,
+            event_sender,
+            feeds,
+            pv_feeds: JoinSet::new(),
+            fed_for: None,
+            snapshot: None,
+            findings: Vec::new(),
+            memory: Memory::default(),
+            queue: VecDeque::new(),
+            work: JoinSet::new(),
+            reclaiming: BTreeMap::new(),
+            stop,
+            dirty: false,
+            decided_at: None,
+            wake_at: None,
+            resync_at,
+        })
+    }
+
+    /// Runs until `shutdown` completes, then stops in order: nothing new is begun,
+    /// wipes are told to end, and who does not is named.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let wake_at = self.next_wake();
+            tokio::select! {
+                () = &mut shutdown => break,
+                changed = self.scanner.snapshots.changed() => {
+                    changed.expect("the scanner lives as long as the process");
+                    self.look_at_snapshot();
+                }
+                Some(event) = self.events.recv() => self.take_events(event),
+                Some(done) = self.work.join_next() => self.take_results(done),
+                () = tokio::time::sleep_until(wake_at.into()) => self.tick(),
+            }
+            self.view.send_modify(|view| view.heartbeat = Instant::now());
+            if self.dirty && self.rested() {
+                self.decide();
+            }
+            self.begin_queued();
+        }
+        self.stop().await;
+    }
+
+    fn next_wake(&self) -> Instant {
+        let now = Instant::now();
+        let rest = self.decided_at.filter(|_| self.dirty).map(|at| at + DECISION_REST);
+        let times = [rest, self.wake_at, Some(self.resync_at), Some(now + HEARTBEAT)];
+        times.into_iter().flatten().min().unwrap_or(now)
+    }
+
+    fn rested(&self) -> bool {
+        let busy = self.work.len() > self.reclaiming.len();
+        !busy || self.decided_at.is_none_or(|at| at.elapsed() >= DECISION_REST)
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.wake_at.is_some_and(|at| at <= now) {
+            self.wake_at = None;
+            self.dirty = true;
+        }
+        if self.resync_at <= now {
+            self.resync_at = now + next_resync(&self.config);
+            self.scanner.look_at_everything();
+            self.dirty = true;
+        }
+    }
+
+    fn look_at_snapshot(&mut self) {
+        let Some(snapshot) = self.scanner.snapshots.borrow_and_update().clone() else { return };
+        for (directory, listing) in &snapshot.directories {
+            let before = self.snapshot.as_ref().and_then(|before| before.directories.get(directory));
+            match listing {
+                Listing::Entries(_) if before.is_some_and(|before| !matches!(before, Listing::Entries(_))) => {
+                    info!(directory, "Discovery directory can be read again");
+                }
+                Listing::Entries(_) => {}
+                _ if before == Some(listing) => {}
+                Listing::Failed(error) => {
+                    warn!(directory, error, "Discovery directory can't be read; create it, or correct mountDir");
+                }
+                Listing::Unresponsive => {
+                    warn!(directory, "Discovery directory does not answer; look after the disk or server behind it");
+                }
+            }
+        }
+        self.findings = discovery::discover(&self.config, &snapshot);
+        self.snapshot = Some(snapshot);
+        self.dirty = true;
+    }
+
+    fn take_events(&mut self, first: Event) {
+        let mut next = Some(first);
+        while let Some(event) = next {
+            if let Event::Node(Err(problem)) = &event {
+                warn!(problem, "This Node can't be used yet; waiting for it");
+            }
+            self.dirty |= self.cache.apply(event);
+            next = self.events.try_recv().ok();
+        }
+        self.feed_pvs();
+    }
+
+    /// Begins to read PVs once the Node is known, and anew when it is another one.
+    fn feed_pvs(&mut self) {
+        let Some(node) = self.cache.node() else { return };
+        let fed_for = self.fed_for.as_ref();
+        if fed_for.is_some_and(|fed| fed.uid == node.uid && fed.hostname == node.hostname) {
+            return;
+        }
+        let node = node.clone();
+        info!(node = node.name, uid = node.uid, hostname = node.hostname, "Node found");
+        if fed_for.is_some() {
+            self.pv_feeds.abort_all();
+            self.cache.forget_pvs();
+            // What is still in the channel was sorted for the other Node.
+            let (sender, receiver) = mpsc::channel(64);
+            (self.event_sender, self.events) = (sender, receiver);
+            self.feeds.abort_all();
+            self.feeds.spawn(feed::node(self.watches.clone(), node.name.clone(), self.event_sender.clone()));
+            self.feeds.spawn(feed::storage_classes(self.watches.clone(), self.event_sender.clone()));
+        }
+        let name_only = self.config.use_node_name_only;
+        let (client, events) = (self.watches.clone(), self.event_sender.clone());
+        self.pv_feeds.spawn(feed::persistent_volumes(client, node.clone(), name_only, events.clone()));
+        self.pv_feeds.spawn(feed::sweep(self.cluster.clone(), node.clone(), name_only, events));
+        self.tools.node = Some(Arc::new(node.clone()));
+        self.fed_for = Some(node);
+    }
+
+    fn decide(&mut self) {
+        if self.snapshot.is_none() || !self.cache.is_complete() {
+            let missing = if self.snapshot.is_none() { "the discovery directories" } else { self.cache.missing() };
+            self.view.send_modify(|view| view.readiness = Err(missing.to_owned()));
+            self.dirty = false;
+            return;
+        }
+        let now = Instant::now();
+        let plan = plan::plan(&World {
+            config: &self.config,
+            node: self.cache.node().expect("a complete cache knows the Node"),
+            classes: self.cache.classes(),
+            findings: &self.findings,
+            owned: self.cache.owned(),
+            suspects: self.cache.suspects(),
+            foreign: self.cache.foreign(),
+            memory: &self.memory,
+            now,
+        });
+        self.dirty = false;
+        self.decided_at = Some(now);
+        self.wake_at = plan.wake_at;
+        self.queue.extend(plan.actions.into_iter().inspect(|action| self.memory.begin(action.pv())));
+        self.view.send_modify(|view| {
+            if view.readiness.is_err() {
+                view.readiness = Ok(());
+                info!(entries = plan.entries.len(), "Ready: every entry was looked at");
+            }
+            view.status.update(plan.entries).iter().for_each(tell);
+        });
+    }
+
+    fn begin_queued(&mut self) {
+        while self.work.len() - self.reclaiming.len() < MAX_IN_FLIGHT
+            && let Some(action) = self.queue.pop_front()
+        {
+            if let Action::Reclaim(target) = &action {
+                let control = Arc::new(Control::default());
+                self.reclaiming.insert(target.pv.clone(), Arc::clone(&control));
+                self.work.spawn(self.tools.clone().reclaim(target.clone(), control));
+            } else {
+                self.work.spawn(self.tools.clone().write(action));
+            }
+        }
+    }
+
+    fn take_results(&mut self, first: Result<Done, tokio::task::JoinError>) {
+        let mut next = Some(first);
+        while let Some(result) = next {
+            match result {
+                Ok(done) => self.take_result(done),
+                Err(error) => panic!("a task of the controller ended without a result: {error}"),
+            }
+            next = self.work.try_join_next();
+        }
+    }
+
+    fn take_result(&mut self, Done { pv, ended }: Done) {
+        self.reclaiming.remove(&pv);
+        self.dirty = true;
+        let name_only = self.config.use_node_name_only;
+        if !matches!(ended, Ended::Api(ApiError::Unknown(_))) && self.memory.api_answered() {
+            info!("The API server answers again");
+        }
+        match ended {
+            Ended::Is(object) => match self.cache.learn(&object, name_only) {
+                Some(_) => self.memory.succeeded(&pv),
+                None => {
+                    let detail = format!("the name {pv} is taken by a PV that is not ours; delete or rename it");
+                    self.fail(&pv, Verdict::new(Reason::Refused, detail));
+                }
+            },
+            Ended::IsGone => {
+                self.cache.remove(&pv);
+                self.memory.succeeded(&pv);
+            }
+            Ended::Api(ApiError::Unknown(error)) => {
+                self.memory.look_again(&pv);
+                if self.memory.api_is_silent(Instant::now(), fastrand::f64()) {
+                    warn!(error, "The API server does not answer; trying again");
+                }
+                // What has not begun yet is decided on anew.
+                for action in self.queue.drain(..) {
+                    self.memory.look_again(action.pv());
+                }
+            }
+            Ended::Api(error) => {
+                self.fail(&pv, Verdict::new(Reason::Refused, format!("its PV can't be written: {error}")));
+            }
+            Ended::NotWiped(error) => self.fail(&pv, error.verdict()),
+            Ended::Stopped => self.memory.look_again(&pv),
+        }
+    }
+
+    fn fail(&mut self, pv: &str, verdict: Verdict) {
+        debug!(pv, %verdict, "Work failed; waiting before it is tried again");
+        self.memory.failed(pv, verdict, Instant::now(), fastrand::f64());
+    }
+
+    async fn stop(mut self) {
+        info!(wipes = self.reclaiming.len(), "Stopping");
+        let _ = self.stop.send(true);
+        self.queue.clear();
+        self.feeds.abort_all();
+        self.pv_feeds.abort_all();
+        self.reclaiming.values().for_each(|control| control.cancel());
+        let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
+        while !self.reclaiming.is_empty() {
+            match tokio::time::timeout_at(deadline, self.work.join_next()).await {
+                Ok(Some(done)) => self.take_results(done),
+                Ok(None) => break,
+                Err(_) => {
+                    for (pv, control) in &self.reclaiming {
+                        let (done, total) = control.progress();
+                        let thread = act::thread_name(pv);
+                        warn!(pv, thread, done, total, "The kernel holds this thread; leaving without it");
+                    }
+                    break;
+                }
+            }
+        }
+        info!("Stopped");
+    }
+}
+
+/// A time in [p, 2p), so that the agents of a cluster spread.
+fn next_resync(config: &Config) -> Duration {
+    config.resync.mul_f64(1.0 + fastrand::f64())
+}
+
+/// One line for each change of a verdict.
+fn tell(entry: &EntryStatus) {
+    let EntryStatus { class, path, pv, verdict, .. } = entry;
+    let (verdict, detail, remedy) = (verdict.reason.as_str(), &verdict.detail, verdict.reason.remedy());
+    match entry.verdict.reason {
+        Reason::Published => info!(class, path, pv, "Volume is published"),
+        Reason::Wiping => info!(class, path, pv, "Volume is being wiped"),
+        Reason::Pending | Reason::ExcludedByPattern => debug!(class, path, verdict, detail, "Volume is not published"),
+        Reason::Refused
+        | Reason::IdentityChanged
+        | Reason::Busy
+        | Reason::Vanished
+        | Reason::Unresponsive
+        | Reason::PathInUse => warn!(class, path, pv, verdict, detail, remedy, "Volume needs attention"),
+        _ => info!(class, path, verdict, detail, remedy, "Entry is not published"),
+    }
+}

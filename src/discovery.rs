@@ -1,0 +1,213 @@
+//! Discovery: what was seen in the discovery directories, judged by the config.
+//! Pure: a [`Snapshot`] goes in (taken by `node::scan`), a [`Finding`] for each
+//! class and entry comes out.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use crate::config::{Class, Config};
+use crate::identity::Identity;
+use crate::verdict::{Reason, Verdict};
+use crate::volume::{Capacity, VolumeMode};
+
+/// What the discovery directories held at one moment, by their path in this process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// One listing for each configured directory.
+    pub directories: BTreeMap<String, Listing>,
+}
+
+/// One discovery directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// Its first level, in the order of names.
+    Entries(Vec<Entry>),
+    /// It could not be read: why.
+    Failed(String),
+    /// The kernel did not answer in time.
+    Unresponsive,
+}
+
+/// One name in a discovery directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name as the filesystem has it, any bytes.
+    pub name: OsString,
+    /// What it is.
+    pub observed: Observed,
+}
+
+/// What an entry of a discovery directory is, symbolic links followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// A directory that is itself a mount point.
+    MountPoint {
+        /// Which filesystem and directory.
+        identity: Identity,
+        /// Size of the filesystem in bytes, by statfs.
+        bytes: u64,
+    },
+    /// A directory that is no mount point.
+    PlainDirectory,
+    /// A symbolic link to a directory.
+    LinkToDirectory,
+    /// A block device or a link to one.
+    Device {
+        /// Which disk.
+        identity: Identity,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// Neither: `"a FIFO"`, `"a regular file"`, …
+    Other(&'static str),
+    /// A symbolic link to nothing.
+    DanglingLink,
+    /// It could not be looked at: why.
+    Failed(String),
+    /// The kernel did not answer in time.
+    Unresponsive,
+}
+
+/// What a class can make of an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Name of the class.
+    pub class: String,
+    /// The entry's name; bytes that are no UTF-8 replaced.
+    pub entry: String,
+    /// The path that its PV carries.
+    pub host_path: String,
+    /// Whether the class's `namePattern` takes the entry.
+    pub selected: bool,
+    /// A volume that the class can use, or why it is none. Says nothing of the
+    /// pattern: a volume that has a PV is reclaimed whatever the pattern says now.
+    pub outcome: Result<Candidate, Verdict>,
+}
+
+/// A volume that a PV can be made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its identity when it was last looked at.
+    pub identity: Identity,
+    /// Rounded size.
+    pub capacity: Capacity,
+}
+
+/// Judges every entry for every class. Classes come in the order of their names,
+/// entries in the order of theirs.
+#[must_use]
+pub fn discover(config: &Config, snapshot: &Snapshot) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for class in &config.classes {
+        let Some(Listing::Entries(entries)) = snapshot.directories.get(&class.mount_dir) else { continue };
+        for entry in entries {
+            let name = entry.name.to_string_lossy();
+            findings.push(Finding {
+                class: class.name.clone(),
+                host_path: class.host_path(&name),
+                selected: class.pattern.matches(&name),
+                outcome: if entry.name.to_str().is_some() {
+                    judge(class, &name, &entry.observed)
+                } else {
+                    unsupported("its name is not valid UTF-8, which a PersistentVolume's path must be")
+                },
+                entry: name.into_owned(),
+            });
+        }
+    }
+    findings
+}
+
+fn unsupported(detail: impl Into<String>) -> Result<Candidate, Verdict> {
+    Err(Verdict::new(Reason::Unsupported, detail))
+}
+
+fn judge(class: &Class, name: &str, observed: &Observed) -> Result<Candidate, Verdict> {
+    if name.chars().any(char::is_control) {
+        return unsupported("its name has a control character, such as a newline");
+    }
+    match observed {
+        Observed::MountPoint { identity, bytes } => {
+            if class.mode == VolumeMode::Block {
+                return Err(Verdict::new(Reason::ModeMismatch, "a directory, but the class has volumeMode Block"));
+            }
+            candidate(identity, *bytes)
+        }
+        // The kubelet formats a device that is published as Filesystem.
+        Observed::Device { identity, bytes } => candidate(identity, *bytes),
+        Observed::PlainDirectory | Observed::LinkToDirectory if class.mode == VolumeMode::Block => {
+            Err(Verdict::new(Reason::ModeMismatch, "a directory, but the class has volumeMode Block"))
+        }
+        Observed::PlainDirectory => Err(Verdict::new(Reason::NotAMountPoint, "a directory that nothing is mounted on")),
+        Observed::LinkToDirectory => Err(Verdict::new(Reason::NotAMountPoint, "a symbolic link to a directory")),
+        Observed::Other(what) => unsupported(*what),
+        Observed::DanglingLink => unsupported("a symbolic link to nothing"),
+        Observed::Failed(why) => unsupported(why.clone()),
+        Observed::Unresponsive => Err(Verdict::new(Reason::Unresponsive, "the kernel did not answer in time")),
+    }
+}
+
+fn candidate(identity: &Identity, bytes: u64) -> Result<Candidate, Verdict> {
+    if bytes == 0 {
+        return Err(Verdict::new(Reason::ZeroCapacity, "its size is 0"));
+    }
+    Ok(Candidate { identity: identity.clone(), capacity: Capacity::rounded_down(bytes) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::DeviceNumber;
+    use std::os::unix::ffi::OsStringExt;
+
+    fn mounted(bytes: u64) -> Observed {
+        let device = DeviceNumber { major: 0, minor: 40 };
+        Observed::MountPoint { identity: Identity::Mount { device, root: Some("/".to_owned()), inode: 1 }, bytes }
+    }
+
+    fn disk(bytes: u64) -> Observed {
+        let number = DeviceNumber { major: 7, minor: 0 };
+        Observed::Device { identity: Identity::Device { number, sequence: Some(1) }, bytes }
+    }
+
+    fn judged(mode: &str, name: &[u8], observed: Observed) -> Finding {
+        let map = format!("c: {{hostDir: /h, mountDir: /m, volumeMode: {mode}, namePattern: \"[^x]*\"}}");
+        let config =
+            Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map)])).expect("the config is valid");
+        let entry = Entry { name: OsString::from_vec(name.to_vec()), observed };
+        let snapshot = Snapshot { directories: BTreeMap::from([("/m".to_owned(), Listing::Entries(vec![entry]))]) };
+        let mut findings = discover(&config, &snapshot);
+        assert_eq!(findings.len(), 1);
+        findings.remove(0)
+    }
+
+    #[test]
+    fn every_kind_of_entry_has_its_verdict() {
+        for (mode, name, observed, expected) in [
+            ("Filesystem", &b"a"[..], mounted(4096), None),
+            ("Filesystem", b"a b\\c", mounted(4096), None),
+            ("Filesystem", b"a", disk(4096), None),
+            ("Block", b"a", disk(4096), None),
+            ("Block", b"a", mounted(4096), Some(Reason::ModeMismatch)),
+            ("Block", b"a", Observed::PlainDirectory, Some(Reason::ModeMismatch)),
+            ("Filesystem", b"a", mounted(0), Some(Reason::ZeroCapacity)),
+            ("Filesystem", b"a\n", mounted(4096), Some(Reason::Unsupported)),
+            ("Filesystem", b"a\xff", mounted(4096), Some(Reason::Unsupported)),
+            ("Filesystem", b"a", Observed::PlainDirectory, Some(Reason::NotAMountPoint)),
+            ("Filesystem", b"a", Observed::LinkToDirectory, Some(Reason::NotAMountPoint)),
+            ("Filesystem", b"a", Observed::DanglingLink, Some(Reason::Unsupported)),
+            ("Filesystem", b"a", Observed::Other("a FIFO"), Some(Reason::Unsupported)),
+            ("Filesystem", b"a", Observed::Unresponsive, Some(Reason::Unresponsive)),
+        ] {
+            let reason = judged(mode, name, observed.clone()).outcome.err().map(|verdict| verdict.reason);
+            assert_eq!(reason, expected, "{mode} {name:?} {observed:?}");
+        }
+    }
+
+    #[test]
+    fn the_pattern_selects_but_does_not_judge() {
+        assert!(judged("Filesystem", b"a", mounted(4096)).selected);
+        let excluded = judged("Filesystem", b"xa", mounted(4096));
+        assert!(!excluded.selected && excluded.outcome.is_ok());
+    }
+}

@@ -1,0 +1,30 @@
+//! `mooring`: a local static PersistentVolume provisioner for Kubernetes.
+//!
+//! Discovery finds volumes, the cache holds this node's PVs, the deleter wipes and
+//! removes Released ones, and the controller is the one loop that drives them.
+//! Modules are listed from the bottom up: each may use those above it only
+//! (`make lint` checks it). The first group is pure: no clock, file, task or client.
+
+// The functional core.
+pub mod config;
+pub mod discovery;
+pub mod identity;
+pub mod memory;
+pub mod pattern;
+pub mod plan;
+pub mod pv;
+pub mod reclaim;
+pub mod report;
+#[cfg(test)]
+mod testing;
+pub mod verdict;
+pub mod volume;
+
+// The imperative shell.
+pub mod admin;
+pub mod cache;
+pub mod cluster;
+pub mod controller;
+pub mod deleter;
+pub mod metrics;
+pub mod node;

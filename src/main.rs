@@ -1,0 +1,155 @@
+//! The program: reads the command line, sets up logging, and dispatches.
+
+mod args;
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use mooring::admin::{self, View};
+use mooring::cluster::{self, Cluster};
+use mooring::config::Config;
+use mooring::controller::{Controller, Parts};
+use mooring::metrics::Metrics;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+use tracing_subscriber::filter::LevelFilter;
+
+use args::{AgentArgs, Command, LogFormat};
+
+/// How often something that is missing at the start is looked for again.
+const RETRY: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let (cli, ignored) = match args::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        Err(error) => error.exit(),
+    };
+    let Command::Agent(args) = cli.command;
+    start_logging(&args);
+    if !ignored.is_empty() {
+        warn!(flags = ignored.join(" "), "Flags without a meaning here were ignored");
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "The runtime can't start");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match runtime.block_on(agent(args)) {
+        Ok(()) => 0,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "The agent can't start");
+            1
+        }
+    };
+    // Not by returning: a thread that the kernel holds must not hold up the others.
+    std::process::exit(code)
+}
+
+fn start_logging(args: &AgentArgs) {
+    let level = if args.verbosity >= 4 { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(LevelFilter::WARN.into())
+        .parse_lossy(format!("warn,mooring={level}"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
+    }
+}
+
+async fn agent(args: AgentArgs) -> anyhow::Result<()> {
+    let shutdown = shutdown()?;
+    let node_name = args
+        .node_name
+        .filter(|name| !name.is_empty())
+        .context("MY_NODE_NAME is not set: set it to spec.nodeName in the DaemonSet's manifest")?;
+    let listener = admin::listen(&args.listen_address).await?;
+    info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "mooring starts");
+    info!(address = %listener.local_addr()?, "HTTP server listening");
+    let metrics = Arc::new(Metrics::default());
+    let (view, shown) = watch::channel(View::default());
+    let pages = admin::serve(listener, &args.metrics_path, shown, Arc::clone(&metrics));
+
+    let work = async {
+        let config = read_config(&args.config_dir, &view).await;
+        let (calls, watches) = cluster::connect()
+            .await
+            .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+        let cluster = Cluster::new(calls, Arc::clone(&metrics));
+        let controller = Controller::start(Parts { config, node_name, cluster, watches, view, metrics })?;
+        controller.run(shutdown).await;
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        result = work => result,
+        result = pages => result.context("the HTTP server failed"),
+    }
+}
+
+/// Reads the config directory until it holds a usable config.
+async fn read_config(directory: &Path, view: &watch::Sender<View>) -> Config {
+    let mut told = String::new();
+    loop {
+        let parsed = config_files(directory).and_then(|files| Ok(Config::parse(&files)?));
+        match parsed {
+            Ok(config) => return config,
+            Err(error) => {
+                let problem = format!("{error:#}");
+                if problem != told {
+                    error!(directory = %directory.display(), problem, "The config can't be used; waiting for a better one");
+                    view.send_modify(|view| view.readiness = Err(format!("a usable config: {problem}")));
+                    told = problem;
+                }
+                view.send_modify(|view| view.heartbeat = std::time::Instant::now());
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// The files of a projected ConfigMap volume: those whose names do not begin with "..".
+fn config_files(directory: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let context = || format!("{} can't be read; mount the ConfigMap there", directory.display());
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(directory).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if name.starts_with("..") || !entry.path().is_file() {
+            continue;
+        }
+        let text = std::fs::read_to_string(entry.path()).with_context(|| format!("the key {name} can't be read"))?;
+        files.insert(name, text);
+    }
+    Ok(files)
+}
+
+/// Completes at the first SIGTERM or SIGINT; the second one ends the process at once.
+fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
+    let (first, mut begun) = watch::channel(false);
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if *first.borrow() {
+                warn!("Second signal: ending at once");
+                std::process::exit(1);
+            }
+            first.send_replace(true);
+        }
+    });
+    Ok(async move {
+        // The sender lives as long as the process.
+        let _ = begun.wait_for(|begun| *begun).await;
+    })
+}

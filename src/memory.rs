@@ -1,0 +1,138 @@
+//! What the controller remembers between two plans: what is under way, and what
+//! went wrong and when to try again. Lost at a restart without harm.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use crate::verdict::Verdict;
+
+/// First and longest wait after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// First and longest wait while the API server does not answer: nothing that is to be
+/// done for one volume can be done for another then.
+const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// The controller's memory, by name of the PV.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Work under way; nothing else is begun for these.
+    pub in_flight: HashSet<String>,
+    setbacks: HashMap<String, Setback>,
+    silence: Option<Silence>,
+}
+
+/// The API server does not answer.
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    until: Instant,
+    wait: Duration,
+}
+
+/// A failure that is waited out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setback {
+    /// Shown as the volume's verdict meanwhile.
+    pub verdict: Verdict,
+    /// When to try again.
+    pub retry_at: Instant,
+    failures: u32,
+}
+
+impl Memory {
+    /// Work for the PV has begun.
+    pub fn begin(&mut self, pv: &str) {
+        self.in_flight.insert(pv.to_owned());
+    }
+
+    /// Work for the PV ended well: nothing of the past counts any more.
+    pub fn succeeded(&mut self, pv: &str) {
+        self.in_flight.remove(pv);
+        self.setbacks.remove(pv);
+    }
+
+    /// Work for the PV ended, and is to be decided on anew at once.
+    pub fn look_again(&mut self, pv: &str) {
+        self.in_flight.remove(pv);
+    }
+
+    /// Work for the PV failed. The wait doubles with each failure in a row; `jitter`
+    /// in `[0, 1)` spreads the agents of a cluster.
+    pub fn failed(&mut self, pv: &str, verdict: Verdict, now: Instant, jitter: f64) {
+        self.look_again(pv);
+        let failures = self.setbacks.get(pv).map_or(0, |setback| setback.failures);
+        let wait = (BACKOFF.0 * 2_u32.saturating_pow(failures.min(16))).min(BACKOFF.1);
+        let retry_at = now + wait.mul_f64(0.5 + jitter / 2.0);
+        self.setbacks.insert(pv.to_owned(), Setback { verdict, retry_at, failures: failures.saturating_add(1) });
+    }
+
+    /// A call had no answer. Calls that fail together count as one failure; returns
+    /// whether this was the first.
+    pub fn api_is_silent(&mut self, now: Instant, jitter: f64) -> bool {
+        let wait = match self.silence {
+            Some(silence) if now < silence.until => return false,
+            Some(silence) => (silence.wait * 2).min(SILENCE.1),
+            None => SILENCE.0,
+        };
+        let first = self.silence.is_none();
+        self.silence = Some(Silence { until: now + wait.mul_f64(0.5 + jitter / 2.0), wait });
+        first
+    }
+
+    /// A call was answered; returns whether that ends a silence.
+    pub fn api_answered(&mut self) -> bool {
+        self.silence.take().is_some()
+    }
+
+    /// When to try again, while the API server does not answer.
+    #[must_use]
+    pub fn silent_until(&self, now: Instant) -> Option<Instant> {
+        self.silence.map(|silence| silence.until).filter(|until| now < *until)
+    }
+
+    /// The failure that is being waited out for the PV, if any.
+    #[must_use]
+    pub fn setback(&self, pv: &str) -> Option<&Setback> {
+        self.setbacks.get(pv)
+    }
+
+    /// How often in a row work for the PV has failed.
+    #[must_use]
+    pub fn failures(&self, pv: &str) -> u32 {
+        self.setbacks.get(pv).map_or(0, |setback| setback.failures)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Reason;
+
+    #[test]
+    fn waits_double_up_to_five_minutes_and_end_with_success() {
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            memory.begin("pv");
+            memory.failed("pv", Verdict::new(Reason::Busy, ""), now, 0.999_999);
+            assert!(memory.in_flight.is_empty());
+            waits.push((memory.setback("pv").expect("just failed").retry_at - now).as_secs_f64().round());
+        }
+        assert_eq!(waits, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0, 300.0, 300.0]);
+        memory.succeeded("pv");
+        assert_eq!(memory.setback("pv"), None);
+        assert_eq!(memory.failures("pv"), 0);
+    }
+
+    #[test]
+    fn calls_that_fail_together_are_one_silence() {
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        assert!(memory.api_is_silent(now, 0.999_999));
+        assert!(!memory.api_is_silent(now, 0.999_999));
+        let until = memory.silent_until(now).expect("it is silent");
+        assert!(until - now <= Duration::from_millis(500));
+        assert!(!memory.api_is_silent(until, 0.999_999));
+        assert!(memory.silent_until(until).expect("it still is") - until > Duration::from_millis(900));
+        assert!(memory.api_answered() && !memory.api_answered());
+        assert_eq!(memory.silent_until(until), None);
+    }
+}

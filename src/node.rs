@@ -1,0 +1,67 @@
+//! Linux facts of this node: what is in the discovery directories, what is mounted
+//! on what, and when that changes. The [`Scanner`] turns all of it into snapshots.
+
+pub mod ioctl;
+pub mod mountinfo;
+mod probe;
+mod scan;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use tokio::sync::watch as latest;
+
+use crate::discovery::Snapshot;
+
+/// Takes a snapshot whenever something may have changed, on threads of its own.
+pub struct Scanner {
+    /// The newest snapshot; `None` until the first is complete.
+    pub snapshots: latest::Receiver<Option<Arc<Snapshot>>>,
+    waker: Waker,
+}
+
+impl Scanner {
+    /// Starts to look at the directories, given by their paths in this process.
+    ///
+    /// # Errors
+    /// When a thread or the inotify instance can't be had.
+    pub fn start(directories: BTreeSet<String>) -> anyhow::Result<Self> {
+        let (waker, wakes) = Waker::new();
+        let (sender, snapshots) = latest::channel(None);
+        let watches = watch::Watches::new(waker.clone(), &directories)?;
+        watch::poll_mount_table(waker.clone())?;
+        scan::spawn(directories, watches, &waker, wakes, sender)?;
+        waker.wake();
+        Ok(Self { snapshots, waker })
+    }
+
+    /// Asks for a snapshot in which nothing is taken over from the last one.
+    pub fn look_at_everything(&self) {
+        self.waker.full.store(true, Ordering::Relaxed);
+        self.waker.wake();
+    }
+}
+
+/// Wakes the scanner; many wakes before it gets to act are one.
+#[derive(Clone)]
+struct Waker {
+    signal: SyncSender<()>,
+    full: Arc<AtomicBool>,
+}
+
+impl Waker {
+    fn new() -> (Self, std::sync::mpsc::Receiver<()>) {
+        let (signal, wakes) = sync_channel(1);
+        (Self { signal, full: Arc::default() }, wakes)
+    }
+
+    fn wake(&self) {
+        // A full channel holds a wake already; a closed one has nobody to wake.
+        let _ = self.signal.try_send(());
+    }
+}
+
+pub use probe::{mount_identity, stat_fd};

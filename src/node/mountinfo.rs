@@ -1,0 +1,123 @@
+//! The kernel's mount table, `/proc/self/mountinfo` (proc(5)), by mount id.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+
+use procfs::process::MountInfo;
+
+/// The part of a mount that matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The path that it is mounted on, as bytes.
+    pub mount_point: Vec<u8>,
+    /// The path within its filesystem that forms its root.
+    pub root: Vec<u8>,
+    /// `major:minor` of the filesystem.
+    pub device: String,
+    /// Type of the filesystem.
+    pub fs_type: String,
+    /// What was mounted.
+    pub source: Option<String>,
+}
+
+/// Mounts of this process's namespace, by mount id.
+#[derive(Clone, Debug, Default)]
+pub struct MountTable(HashMap<u64, Mount>);
+
+impl MountTable {
+    /// Reads the table of this process's mount namespace.
+    ///
+    /// # Errors
+    /// When the file can't be read. A line that can't be parsed is left out.
+    pub fn read() -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        std::fs::File::open("/proc/self/mountinfo")?.read_to_end(&mut bytes)?;
+        Ok(Self::parse(&bytes))
+    }
+
+    /// Parses the text of a mountinfo file. Mount points may hold any bytes, while
+    /// the parser takes text: bytes that are not ASCII are escaped before, and all
+    /// are unescaped after, each once.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Self {
+        let mut mounts = HashMap::new();
+        for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let Ok(info) = MountInfo::from_line(&to_ascii(line)) else { continue };
+            let Ok(id) = u64::try_from(info.mnt_id) else { continue };
+            mounts.insert(
+                id,
+                Mount {
+                    mount_point: unescape(info.mount_point.as_os_str().as_encoded_bytes()),
+                    root: unescape(info.root.as_bytes()),
+                    device: info.majmin,
+                    fs_type: info.fs_type,
+                    source: info.mount_source,
+                },
+            );
+        }
+        Self(mounts)
+    }
+
+    /// The mount with that id.
+    #[must_use]
+    pub fn get(&self, id: u64) -> Option<&Mount> {
+        self.0.get(&id)
+    }
+}
+
+fn to_ascii(line: &[u8]) -> String {
+    use std::fmt::Write as _;
+    line.iter().fold(String::with_capacity(line.len()), |mut text, byte| {
+        if byte.is_ascii() {
+            text.push(char::from(*byte));
+        } else {
+            let _ = write!(text, "\\{byte:03o}");
+        }
+        text
+    })
+}
+
+/// Undoes the kernel's octal escapes (`\040` for a blank).
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((byte, after)) = rest.split_first() {
+        let octal = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *byte == b'\\') {
+            Some(value) => {
+                out.push(value);
+                rest = &after[3..];
+            }
+            None => {
+                out.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_any_bytes_are_read_once_unescaped() {
+        let text: &[u8] = b"29 1 254:0 / / rw,relatime - ext4 /dev/root rw\n\
+            57 29 0:40 / /mnt/a\\040b\\134040c\\012d rw shared:1 - tmpfs none rw,size=64k\n\
+            58 29 0:41 /sub /mnt/\xff\xfe rw - tmpfs none rw\n\
+            not a line\n";
+        let table = MountTable::parse(text);
+        assert_eq!(table.get(57).expect("is there").mount_point, b"/mnt/a b\\040c\nd");
+        let odd = table.get(58).expect("is there");
+        assert_eq!((odd.mount_point.as_slice(), odd.root.as_slice()), (&b"/mnt/\xff\xfe"[..], &b"/sub"[..]));
+        assert_eq!(table.get(29).expect("is there").source.as_deref(), Some("/dev/root"));
+        assert!(table.get(1).is_none());
+    }
+
+    #[test]
+    fn the_own_table_has_a_root() {
+        let table = MountTable::read().expect("mountinfo is readable");
+        assert!(table.0.values().any(|mount| mount.mount_point == b"/"));
+    }
+}

@@ -1,0 +1,292 @@
+//! The decision: from what is there (findings), what is offered (own PVs) and what
+//! is under way (memory) to a verdict for every entry and a list of actions. Pure,
+//! so that the agent, a dry run and the tests decide alike.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
+
+use crate::config::Config;
+use crate::discovery::{Candidate, Finding};
+use crate::identity::Identity;
+use crate::memory::Memory;
+use crate::pv::{self, OwnedPv, Phase, Volume};
+use crate::verdict::{Reason, Verdict};
+use crate::volume::{NodeFacts, ReclaimPolicy, StorageClassFacts};
+
+/// All that a decision depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a> {
+    /// The config in force.
+    pub config: &'a Config,
+    /// This node.
+    pub node: &'a NodeFacts,
+    /// The storage classes of the cluster, by name.
+    pub classes: &'a BTreeMap<String, StorageClassFacts>,
+    /// What discovery made of the last snapshot.
+    pub findings: &'a [Finding],
+    /// Our PVs, by name.
+    pub owned: &'a BTreeMap<String, OwnedPv>,
+    /// Our PVs that the watch no longer shows: gone, or only their label is.
+    pub suspects: &'a BTreeSet<String>,
+    /// Paths of this node that other PVs occupy: path to PV name.
+    pub foreign: &'a BTreeMap<String, String>,
+    /// What the controller remembers.
+    pub memory: &'a Memory,
+    /// The time of the decision.
+    pub now: Instant,
+}
+
+/// What to do and what to say.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// One line for each class and entry, and for each PV whose volume is gone.
+    pub entries: Vec<EntryStatus>,
+    /// What to begin now.
+    pub actions: Vec<Action>,
+    /// When to decide again even if nothing happens.
+    pub wake_at: Option<Instant>,
+}
+
+/// The state of one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryStatus {
+    /// Name of the class.
+    pub class: String,
+    /// Name of the entry.
+    pub entry: String,
+    /// The path that a PV for it carries.
+    pub path: String,
+    /// The PV that offers it.
+    pub pv: Option<String>,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+/// Something to begin.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Make a PV.
+    Create(Box<Volume>),
+    /// Put our label on a PV of ours that lacks it.
+    Adopt {
+        /// Its name.
+        pv: String,
+        /// Its UID.
+        uid: String,
+    },
+    /// Read a PV that has left the watch.
+    LookAgain {
+        /// Its name.
+        pv: String,
+    },
+    /// Wipe a Released volume and remove its PV.
+    Reclaim(Target),
+}
+
+impl Action {
+    /// Name of the PV that the action is about.
+    #[must_use]
+    pub fn pv(&self) -> &str {
+        match self {
+            Self::Create(volume) => &volume.name,
+            Self::Adopt { pv, .. } | Self::LookAgain { pv } => pv,
+            Self::Reclaim(target) => &target.pv,
+        }
+    }
+}
+
+/// A volume to be wiped: the PV, and where its volume was seen last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Name of the PV.
+    pub pv: String,
+    /// UID of the PV.
+    pub uid: String,
+    /// The discovery directory as this process sees it.
+    pub mount_dir: String,
+    /// Name of the entry in it.
+    pub entry: String,
+    /// What was there at the last look; compared again on the open volume.
+    pub identity: Identity,
+}
+
+/// Decides.
+#[must_use]
+pub fn plan(world: &World<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let by_path: HashMap<&str, &OwnedPv> =
+        world.owned.values().map(|owned| (owned.volume.path.as_str(), owned)).collect();
+    let mut taken: HashMap<&str, &str> = HashMap::new();
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    for finding in world.findings {
+        let owned = by_path.get(finding.host_path.as_str()).copied();
+        let verdict = match owned {
+            Some(owned) if owned.volume.class == finding.class => {
+                seen.insert(&owned.volume.name);
+                reclaim_or_keep(world, owned, finding, &mut plan)
+            }
+            Some(owned) if finding.selected && finding.outcome.is_ok() => {
+                let detail = format!("PV {} of class {} offers it", owned.volume.name, owned.volume.class);
+                Verdict::new(Reason::DuplicateOf, detail)
+            }
+            _ => {
+                let winner = taken.get(finding.host_path.as_str()).copied();
+                match create(world, finding, winner, &mut plan) {
+                    Ok(verdict) => {
+                        taken.insert(&finding.host_path, &finding.class);
+                        verdict
+                    }
+                    Err(verdict) => verdict,
+                }
+            }
+        };
+        plan.entries.push(EntryStatus {
+            class: finding.class.clone(),
+            entry: finding.entry.clone(),
+            path: finding.host_path.clone(),
+            pv: owned.filter(|owned| owned.volume.class == finding.class).map(|owned| owned.volume.name.clone()),
+            verdict,
+        });
+    }
+    for owned in world.owned.values() {
+        adopt_or_look_again(world, owned, &mut plan);
+        if !seen.contains(owned.volume.name.as_str()) {
+            plan.entries.push(without_finding(world, owned));
+        }
+    }
+    if let Some(until) = world.memory.silent_until(world.now) {
+        plan.actions.clear();
+        plan.wake_at = Some(until);
+    }
+    plan
+}
+
+/// A volume without a PV: make one, if the class takes it and nothing stands against
+/// it. `Ok` means that it now is this class's, even if the PV is still to come.
+fn create(world: &World<'_>, finding: &Finding, winner: Option<&str>, plan: &mut Plan) -> Result<Verdict, Verdict> {
+    let class = world.config.class(&finding.class).expect("findings come from the classes of the config");
+    if !finding.selected {
+        return Err(Verdict::new(Reason::ExcludedByPattern, format!("namePattern is {}", class.pattern)));
+    }
+    let Candidate { capacity, .. } = finding.outcome.as_ref().map_err(Verdict::clone)?;
+    if let Some(winner) = winner {
+        return Err(Verdict::new(Reason::DuplicateOf, format!("class {winner} comes first in the order of names")));
+    }
+    if let Some(pv) = world.foreign.get(&finding.host_path) {
+        return Err(Verdict::new(Reason::PathInUse, format!("PV {pv}, which is not ours, names the path")));
+    }
+    let Some(storage_class) = world.classes.get(&finding.class) else {
+        return Err(Verdict::new(Reason::NoStorageClass, format!("the cluster has no StorageClass {}", finding.class)));
+    };
+    if !matches!(storage_class.reclaim_policy, ReclaimPolicy::Delete | ReclaimPolicy::Retain) {
+        let policy = storage_class.reclaim_policy.as_str();
+        let detail = format!("StorageClass {} has reclaimPolicy {policy}; use Delete or Retain", finding.class);
+        return Err(Verdict::new(Reason::Refused, detail));
+    }
+    let volume = pv::volume(world.config, class, storage_class, world.node, &finding.entry, *capacity);
+    if let Some(other) = world.owned.get(&volume.name) {
+        let detail = format!("the name {} is taken by the PV for {}", volume.name, other.volume.path);
+        return Err(Verdict::new(Reason::Refused, detail));
+    }
+    if world.memory.in_flight.contains(&volume.name) {
+        return Ok(Verdict::new(Reason::Pending, "its PV is being made"));
+    }
+    if let Some(verdict) = waiting(world, &volume.name, plan) {
+        return Ok(verdict);
+    }
+    plan.actions.push(Action::Create(Box::new(volume)));
+    Ok(Verdict::new(Reason::Pending, "its PV is being made"))
+}
+
+/// A volume with a PV of ours: leave it, or reclaim it when its claim is gone.
+fn reclaim_or_keep(world: &World<'_>, owned: &OwnedPv, finding: &Finding, plan: &mut Plan) -> Verdict {
+    let name = &owned.volume.name;
+    let candidate = match &finding.outcome {
+        Ok(candidate) => candidate,
+        Err(verdict) => return verdict.clone(),
+    };
+    if !wants_reclaim(owned) {
+        let going = owned.terminating.then(|| Verdict::new(Reason::Pending, "its PV is being removed"));
+        return going.unwrap_or_else(|| Verdict::new(Reason::Published, ""));
+    }
+    if world.memory.in_flight.contains(name) || world.suspects.contains(name) {
+        return Verdict::new(Reason::Wiping, "");
+    }
+    if let Some(verdict) = waiting(world, name, plan) {
+        return verdict;
+    }
+    match target(world, owned, candidate) {
+        Ok(target) => {
+            plan.actions.push(Action::Reclaim(target));
+            Verdict::new(Reason::Wiping, "")
+        }
+        Err(verdict) => verdict,
+    }
+}
+
+/// Released with policy Delete; or with our fence on it, whatever became of it since.
+fn wants_reclaim(owned: &OwnedPv) -> bool {
+    let released = owned.phase == Phase::Released && owned.volume.reclaim_policy == ReclaimPolicy::Delete;
+    owned.fenced || (released && !owned.terminating)
+}
+
+/// Where to find the volume of a PV; refused unless its path is exactly a first-level
+/// entry of its class's directory.
+fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<Target, Verdict> {
+    let class = world.config.class(&owned.volume.class);
+    let Some((class, entry)) = class.and_then(|class| class.entry_of(&owned.volume.path).map(|entry| (class, entry)))
+    else {
+        let detail = format!("{} is no entry of a configured directory of its class", owned.volume.path);
+        return Err(Verdict::new(Reason::Refused, detail));
+    };
+    Ok(Target {
+        pv: owned.volume.name.clone(),
+        uid: owned.uid.clone(),
+        mount_dir: class.mount_dir.clone(),
+        entry: entry.to_owned(),
+        identity: candidate.identity.clone(),
+    })
+}
+
+fn waiting(world: &World<'_>, pv: &str, plan: &mut Plan) -> Option<Verdict> {
+    let setback = world.memory.setback(pv).filter(|setback| setback.retry_at > world.now)?;
+    plan.wake_at = Some(plan.wake_at.map_or(setback.retry_at, |at| at.min(setback.retry_at)));
+    Some(setback.verdict.clone())
+}
+
+fn adopt_or_look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
+    let name = &owned.volume.name;
+    if world.memory.in_flight.contains(name) {
+        return;
+    }
+    let action = if world.suspects.contains(name) {
+        Action::LookAgain { pv: name.clone() }
+    } else if !owned.is_labelled(world.node) && !owned.terminating {
+        Action::Adopt { pv: name.clone(), uid: owned.uid.clone() }
+    } else {
+        return;
+    };
+    // One thing at a time for each PV: a reclaim comes first.
+    if waiting(world, name, plan).is_none() && !plan.actions.iter().any(|other| other.pv() == name) {
+        plan.actions.push(action);
+    }
+}
+
+/// A PV whose path shows nothing: its volume is gone, or its path is none of ours.
+fn without_finding(world: &World<'_>, owned: &OwnedPv) -> EntryStatus {
+    let path = &owned.volume.path;
+    let entry = world.config.class(&owned.volume.class).and_then(|class| class.entry_of(path));
+    let verdict = match entry {
+        Some(_) => {
+            Verdict::new(Reason::Vanished, format!("PV {} is there, but nothing is at its path", owned.volume.name))
+        }
+        None => Verdict::new(Reason::Refused, format!("{path} is no entry of a configured directory of its class")),
+    };
+    EntryStatus {
+        class: owned.volume.class.clone(),
+        entry: entry.unwrap_or_default().to_owned(),
+        path: path.clone(),
+        pv: Some(owned.volume.name.clone()),
+        verdict,
+    }
+}

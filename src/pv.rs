@@ -1,0 +1,341 @@
+//! A volume as a PersistentVolume, and back: the only place that knows where each
+//! fact stands in the API object, and the answer to "is it ours?".
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    LocalVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeSpec,
+    VolumeNodeAffinity,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+
+use crate::config::{Class, Config};
+use crate::volume::{AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode};
+
+/// Says which provisioner made a PV (Kubernetes well-known annotation).
+pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// Our label on each PV: the node that it belongs to. The PV watch selects on it.
+pub const NODE_LABEL: &str = "mooring.dev/node";
+/// Our finalizer: on a PV only while its volume is being wiped.
+pub const WIPE_FINALIZER: &str = "mooring.dev/wipe";
+/// The well-known label that local PVs are bound to their node by.
+pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
+
+/// A local volume: all that its PV says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Volume {
+    /// `metadata.name`.
+    pub name: String,
+    /// The provisioner named by the annotation [`PROVISIONED_BY`].
+    pub provisioner: String,
+    /// Labels, [`NODE_LABEL`] among them.
+    pub labels: BTreeMap<String, String>,
+    /// The Node's name and UID, when the Node owns the PV.
+    pub owner: Option<(String, String)>,
+    /// `spec.storageClassName`.
+    pub class: String,
+    /// `spec.local.path`.
+    pub path: String,
+    /// `spec.local.fsType`.
+    pub fs_type: Option<String>,
+    /// `spec.capacity.storage`.
+    pub capacity: Capacity,
+    /// `spec.volumeMode`.
+    pub mode: VolumeMode,
+    /// The one of `spec.accessModes`.
+    pub access_mode: AccessMode,
+    /// `spec.persistentVolumeReclaimPolicy`.
+    pub reclaim_policy: ReclaimPolicy,
+    /// `spec.mountOptions`.
+    pub mount_options: Vec<String>,
+    /// `spec.nodeAffinity.required.nodeSelectorTerms`.
+    pub affinity: Vec<NodeSelectorTerm>,
+}
+
+/// `status.phase` of a PV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Just made.
+    Pending,
+    /// Free to be claimed.
+    Available,
+    /// Claimed.
+    Bound,
+    /// Its claim is gone.
+    Released,
+    /// Reclaiming failed.
+    Failed,
+}
+
+/// The claim in `spec.claimRef`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID; empty while an admin's reservation has not been met.
+    pub uid: String,
+}
+
+/// A PV of ours as the API server has it, no more of it than decisions need.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OwnedPv {
+    /// What it offers.
+    pub volume: Volume,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `spec.claimRef`.
+    pub claim: Option<Claim>,
+    /// Whether `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+    /// Whether our finalizer [`WIPE_FINALIZER`] is on it.
+    pub fenced: bool,
+    /// Whether no finalizer is left; with `terminating`, the object is as good as gone.
+    pub free_of_finalizers: bool,
+}
+
+impl OwnedPv {
+    /// The label by which the watch of this node's PVs finds it.
+    #[must_use]
+    pub fn is_labelled(&self, node: &NodeFacts) -> bool {
+        self.volume.labels.get(NODE_LABEL).is_some_and(|value| *value == node_label_value(&node.name))
+    }
+}
+
+/// A PV that names a path of this node and is not ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignPath {
+    /// Its name.
+    pub pv: String,
+    /// The path that it occupies.
+    pub path: String,
+}
+
+/// A PV from a list or watch, sorted by whose it is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decoded {
+    /// Ours, to publish and reclaim.
+    Owned(Box<OwnedPv>),
+    /// Somebody else's, on this node.
+    Foreign(ForeignPath),
+    /// Of no interest here.
+    Elsewhere,
+}
+
+/// The name by which the Go provisioner and we sign PVs.
+#[must_use]
+pub fn provisioner_name(node: &NodeFacts, use_node_name_only: bool) -> String {
+    if use_node_name_only {
+        format!("local-volume-provisioner-{}", node.name)
+    } else {
+        format!("local-volume-provisioner-{}-{}", node.name, node.uid)
+    }
+}
+
+/// The Go provisioner's name for a PV: FNV-1a 32 over entry, node and class, in
+/// lower-case hex without padding.
+#[must_use]
+pub fn pv_name(entry: &str, node: &str, class: &str) -> String {
+    let hash = [entry, node, class]
+        .iter()
+        .flat_map(|part| part.bytes())
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("local-pv-{hash:x}")
+}
+
+/// A node's name as the value of [`NODE_LABEL`]: itself, or when it is too long for
+/// a label (63 characters) a FNV-1a 64 hash of it.
+#[must_use]
+pub fn node_label_value(node: &str) -> String {
+    if node.len() <= 63 {
+        return node.to_owned();
+    }
+    let hash = node
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    format!("node-{hash:016x}")
+}
+
+/// The volume that a class makes of an entry on this node.
+#[must_use]
+pub fn volume(
+    config: &Config,
+    class: &Class,
+    storage_class: &StorageClassFacts,
+    node: &NodeFacts,
+    entry: &str,
+    capacity: Capacity,
+) -> Volume {
+    let mut labels: BTreeMap<String, String> = config
+        .node_labels
+        .iter()
+        .filter_map(|key| node.labels.get(key).map(|value| (key.clone(), value.clone())))
+        .collect();
+    labels.extend(config.labels.clone());
+    labels.insert(NODE_LABEL.to_owned(), node_label_value(&node.name));
+    let own_term = NodeSelectorTerm {
+        match_expressions: Some(vec![NodeSelectorRequirement {
+            key: HOSTNAME_LABEL.to_owned(),
+            operator: "In".to_owned(),
+            values: Some(vec![node.hostname.clone()]),
+        }]),
+        ..NodeSelectorTerm::default()
+    };
+    Volume {
+        name: pv_name(entry, &node.name, &class.name),
+        provisioner: provisioner_name(node, config.use_node_name_only),
+        labels,
+        owner: config.set_pv_owner_ref.then(|| (node.name.clone(), node.uid.clone())),
+        class: class.name.clone(),
+        path: class.host_path(entry),
+        fs_type: class.fs_type.clone(),
+        capacity,
+        mode: class.mode,
+        access_mode: class.access_mode,
+        reclaim_policy: storage_class.reclaim_policy.clone(),
+        mount_options: storage_class.mount_options.clone(),
+        affinity: std::iter::once(own_term).chain(class.selector.iter().cloned()).collect(),
+    }
+}
+
+/// The API object for a volume.
+#[must_use]
+pub fn encode(volume: &Volume) -> PersistentVolume {
+    PersistentVolume {
+        metadata: ObjectMeta {
+            name: Some(volume.name.clone()),
+            annotations: Some(BTreeMap::from([(PROVISIONED_BY.to_owned(), volume.provisioner.clone())])),
+            labels: (!volume.labels.is_empty()).then(|| volume.labels.clone()),
+            owner_references: volume.owner.as_ref().map(|(name, uid)| {
+                vec![OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: name.clone(),
+                    uid: uid.clone(),
+                    ..OwnerReference::default()
+                }]
+            }),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeSpec {
+            access_modes: Some(vec![volume.access_mode.as_str().to_owned()]),
+            capacity: Some(BTreeMap::from([("storage".to_owned(), Quantity(volume.capacity.to_string()))])),
+            local: Some(LocalVolumeSource { path: volume.path.clone(), fs_type: volume.fs_type.clone() }),
+            mount_options: (!volume.mount_options.is_empty()).then(|| volume.mount_options.clone()),
+            node_affinity: Some(VolumeNodeAffinity {
+                required: Some(NodeSelector { node_selector_terms: volume.affinity.clone() }),
+            }),
+            persistent_volume_reclaim_policy: Some(volume.reclaim_policy.as_str().to_owned()),
+            storage_class_name: Some(volume.class.clone()),
+            volume_mode: Some(volume.mode.as_str().to_owned()),
+            ..PersistentVolumeSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// Reads the volume out of an API object. `None` when it is no local PV, or one
+/// that neither we nor the Go provisioner would have made.
+#[must_use]
+pub fn decode(pv: &PersistentVolume) -> Option<Volume> {
+    let spec = pv.spec.as_ref()?;
+    let local = spec.local.as_ref()?;
+    let owner = pv.metadata.owner_references.iter().flatten().find(|owner| owner.kind == "Node");
+    Some(Volume {
+        name: pv.metadata.name.clone()?,
+        provisioner: pv.metadata.annotations.as_ref()?.get(PROVISIONED_BY)?.clone(),
+        labels: pv.metadata.labels.clone().unwrap_or_default(),
+        owner: owner.map(|owner| (owner.name.clone(), owner.uid.clone())),
+        class: spec.storage_class_name.clone().unwrap_or_default(),
+        path: local.path.clone(),
+        fs_type: local.fs_type.clone(),
+        capacity: Capacity::parse(&spec.capacity.as_ref()?.get("storage")?.0)?,
+        mode: spec.volume_mode.as_deref().map_or(Some(VolumeMode::default()), VolumeMode::parse)?,
+        access_mode: AccessMode::parse(spec.access_modes.as_ref()?.first()?)?,
+        reclaim_policy: ReclaimPolicy::parse(spec.persistent_volume_reclaim_policy.as_deref().unwrap_or("Retain")),
+        mount_options: spec.mount_options.clone().unwrap_or_default(),
+        affinity: spec.node_affinity.as_ref()?.required.as_ref()?.node_selector_terms.clone(),
+    })
+}
+
+/// Whose PV is this? Ours only when the annotation says exactly so; the path is
+/// judged later, by [`Config`], before anything is done to the volume.
+#[must_use]
+pub fn sort(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -> Decoded {
+    if let Some(volume) = decode(pv)
+        && is_signed_by_us(&volume, node, use_node_name_only)
+    {
+        return match owned(pv, volume) {
+            Some(owned) => Decoded::Owned(Box::new(owned)),
+            None => Decoded::Elsewhere,
+        };
+    }
+    let Some(local) = pv.spec.as_ref().and_then(|spec| spec.local.as_ref()) else { return Decoded::Elsewhere };
+    if names_this_node(pv, node) {
+        return Decoded::Foreign(ForeignPath {
+            pv: pv.metadata.name.clone().unwrap_or_default(),
+            path: local.path.clone(),
+        });
+    }
+    Decoded::Elsewhere
+}
+
+fn is_signed_by_us(volume: &Volume, node: &NodeFacts, use_node_name_only: bool) -> bool {
+    let ours = provisioner_name(node, use_node_name_only);
+    // With useNodeNameOnly, PVs from before that setting: signed with some UID of a
+    // node of this name, and carrying its host name as a label.
+    let signed_with_uid = use_node_name_only
+        && volume.provisioner.strip_prefix(&ours).is_some_and(|rest| rest.starts_with('-'))
+        && volume.labels.get(HOSTNAME_LABEL).is_some_and(|name| *name == node.name);
+    volume.provisioner == ours || signed_with_uid
+}
+
+fn owned(pv: &PersistentVolume, volume: Volume) -> Option<OwnedPv> {
+    let status = pv.status.as_ref();
+    let claim = pv.spec.as_ref()?.claim_ref.as_ref();
+    let finalizers = pv.metadata.finalizers.as_deref().unwrap_or_default();
+    Some(OwnedPv {
+        volume,
+        uid: pv.metadata.uid.clone()?,
+        resource_version: pv.metadata.resource_version.clone()?,
+        phase: match status.and_then(|status| status.phase.as_deref()) {
+            Some("Available") => Phase::Available,
+            Some("Bound") => Phase::Bound,
+            Some("Released") => Phase::Released,
+            Some("Failed") => Phase::Failed,
+            _ => Phase::Pending,
+        },
+        claim: claim.map(|claim| Claim {
+            namespace: claim.namespace.clone().unwrap_or_default(),
+            name: claim.name.clone().unwrap_or_default(),
+            uid: claim.uid.clone().unwrap_or_default(),
+        }),
+        terminating: pv.metadata.deletion_timestamp.is_some(),
+        fenced: finalizers.iter().any(|finalizer| finalizer == WIPE_FINALIZER),
+        free_of_finalizers: finalizers.is_empty(),
+    })
+}
+
+/// Whether the PV's node affinity admits this node by its host name label.
+fn names_this_node(pv: &PersistentVolume, node: &NodeFacts) -> bool {
+    let terms = pv
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.node_affinity.as_ref())
+        .and_then(|affinity| affinity.required.as_ref())
+        .map(|required| required.node_selector_terms.as_slice())
+        .unwrap_or_default();
+    terms.iter().any(|term| {
+        term.match_expressions.iter().flatten().any(|requirement| {
+            requirement.key == HOSTNAME_LABEL
+                && requirement.operator == "In"
+                && requirement.values.iter().flatten().any(|value| *value == node.hostname)
+        })
+    })
+}

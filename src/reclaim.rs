@@ -1,0 +1,120 @@
+//! The steps of one Released PV, from the fence to its end, as a pure function of
+//! what the API server says *now*. Whoever carries out a step looks again after it,
+//! so that a call whose outcome is unknown never counts as done.
+
+use crate::pv::{OwnedPv, Phase};
+use crate::volume::ReclaimPolicy;
+
+/// The next thing to do for a PV that is being reclaimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Check that the volume is the right one and free, then add our finalizer.
+    Fence,
+    /// Delete the PV; the finalizer keeps it, and no claim can bind it any more.
+    Delete,
+    /// Wipe the volume: no claim can ever get at it.
+    Wipe(Fence),
+    /// Wiped and verified: take the finalizer away, and with it the PV.
+    Remove,
+    /// The PV is not to be wiped any more, and nothing was: take the finalizer away.
+    Unfence,
+    /// The PV is gone, or another one has its name.
+    Gone,
+    /// It is somebody's again, or somebody else is deleting it.
+    LeaveAlone,
+}
+
+/// Proof that a PV was seen with our finalizer and a deletion time: no claim can bind
+/// it any more, whatever happens to it. Only [`next_step`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    pv: String,
+    uid: String,
+}
+
+impl Fence {
+    /// Name of the fenced PV.
+    #[must_use]
+    pub fn pv(&self) -> &str {
+        &self.pv
+    }
+
+    /// UID of the fenced PV.
+    #[must_use]
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+}
+
+/// Decides the next step. `uid` is the PV that the reclaim began with, `verified`
+/// whether its volume has been wiped and verified under the fence.
+#[must_use]
+pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
+    let Some(pv) = now.filter(|pv| pv.uid == uid) else { return Step::Gone };
+    let wanted = pv.phase == Phase::Released && pv.volume.reclaim_policy == ReclaimPolicy::Delete;
+    match (pv.fenced, pv.terminating) {
+        (true, true) if verified => Step::Remove,
+        (true, true) => Step::Wipe(Fence { pv: pv.volume.name.clone(), uid: pv.uid.clone() }),
+        (true, false) if wanted => Step::Delete,
+        (true, false) => Step::Unfence,
+        (false, false) if wanted => Step::Fence,
+        (false, _) => Step::LeaveAlone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::owned_pv;
+
+    fn pv(phase: Phase, fenced: bool, terminating: bool) -> OwnedPv {
+        OwnedPv { phase, fenced, terminating, ..owned_pv("a", "c") }
+    }
+
+    #[test]
+    fn a_released_pv_goes_from_fence_to_removal() {
+        for (now, verified, step) in [
+            (pv(Phase::Released, false, false), false, Step::Fence),
+            (pv(Phase::Released, true, false), false, Step::Delete),
+            (pv(Phase::Released, true, true), true, Step::Remove),
+        ] {
+            assert_eq!(next_step(Some(&now), &now.uid, verified), step);
+        }
+        let now = pv(Phase::Released, true, true);
+        assert!(matches!(next_step(Some(&now), &now.uid, false), Step::Wipe(fence) if fence.uid() == now.uid));
+    }
+
+    #[test]
+    fn nothing_is_wiped_unless_fenced_and_terminating() {
+        for phase in [Phase::Pending, Phase::Available, Phase::Bound, Phase::Released, Phase::Failed] {
+            for fenced in [false, true] {
+                for terminating in [false, true] {
+                    let now = pv(phase, fenced, terminating);
+                    let step = next_step(Some(&now), &now.uid, false);
+                    assert_eq!(matches!(step, Step::Wipe(_)), fenced && terminating, "{now:?}");
+                    assert_ne!(step, Step::Remove);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_pv_that_was_taken_back_is_let_go() {
+        for phase in [Phase::Available, Phase::Bound] {
+            let now = pv(phase, true, false);
+            assert_eq!(next_step(Some(&now), &now.uid, false), Step::Unfence);
+            let now = pv(phase, false, false);
+            assert_eq!(next_step(Some(&now), &now.uid, false), Step::LeaveAlone);
+        }
+    }
+
+    #[test]
+    fn a_pv_with_another_uid_or_policy_is_not_ours_to_wipe() {
+        let now = pv(Phase::Released, true, true);
+        assert_eq!(next_step(Some(&now), "another", false), Step::Gone);
+        assert_eq!(next_step(None, &now.uid, true), Step::Gone);
+        let mut retained = pv(Phase::Released, false, false);
+        retained.volume.reclaim_policy = ReclaimPolicy::Retain;
+        assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::LeaveAlone);
+    }
+}

@@ -1,0 +1,41 @@
+//! Values that the unit tests of several modules start from.
+
+use std::collections::BTreeMap;
+
+use crate::config::Config;
+use crate::pv::{self, OwnedPv, Phase};
+use crate::volume::{Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts};
+
+/// A config with classes `c` (of `/h/c`) and `d` (of `/h/d`).
+pub fn config() -> Config {
+    let map = "{c: {hostDir: /h/c, mountDir: /m/c}, d: {hostDir: /h/d, mountDir: /m/d}}";
+    Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map.to_owned())])).expect("the config is valid")
+}
+
+/// A node `n1`.
+pub fn node() -> NodeFacts {
+    NodeFacts { name: "n1".to_owned(), uid: "node-uid".to_owned(), hostname: "n1".to_owned(), labels: BTreeMap::new() }
+}
+
+/// A storage class with the given policy.
+pub fn storage_class(reclaim_policy: ReclaimPolicy) -> StorageClassFacts {
+    StorageClassFacts { reclaim_policy, mount_options: Vec::new() }
+}
+
+/// An Available PV of ours for an entry of a class of [`config`].
+pub fn owned_pv(entry: &str, class: &str) -> OwnedPv {
+    let config = config();
+    let class = config.class(class).expect("a class of the test config");
+    let storage_class = storage_class(ReclaimPolicy::Delete);
+    let volume = pv::volume(&config, class, &storage_class, &node(), entry, Capacity::rounded_down(1 << 26));
+    OwnedPv {
+        uid: format!("uid-{}", volume.name),
+        volume,
+        resource_version: "1".to_owned(),
+        phase: Phase::Available,
+        claim: None,
+        terminating: false,
+        fenced: false,
+        free_of_finalizers: false,
+    }
+}

@@ -1,0 +1,134 @@
+//! What became of an entry of a discovery directory, and why: the closed list
+//! that logs, metrics, Events and the HTTP pages share. Each verdict has a reason
+//! that never changes its spelling, a sentence, and a remedy.
+
+use std::fmt;
+
+/// The stable name of a verdict, fit for a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// A PV offers it.
+    Published,
+    /// A PV is about to be made or changed, or something it needs is not known yet.
+    Pending,
+    /// A directory that is not itself a mount point.
+    NotAMountPoint,
+    /// A directory where the class wants block devices.
+    ModeMismatch,
+    /// The class is configured here but the API server has no such StorageClass.
+    NoStorageClass,
+    /// No pattern of the class matches the name.
+    ExcludedByPattern,
+    /// Another class or name offers the same volume.
+    DuplicateOf,
+    /// Somebody uses the volume, so it can't be wiped yet.
+    Busy,
+    /// Its last tenant's data is being wiped.
+    Wiping,
+    /// Another disk or filesystem than the one that was published.
+    IdentityChanged,
+    /// A device or filesystem without room.
+    ZeroCapacity,
+    /// Neither a directory nor a block device, or a name that no PV can carry.
+    Unsupported,
+    /// The kernel did not answer when asked about it.
+    Unresponsive,
+    /// A PV exists, but the volume is gone.
+    Vanished,
+    /// Something that must not be done was asked for.
+    Refused,
+    /// Another PV of this node already names the path.
+    PathInUse,
+}
+
+impl Reason {
+    /// Every reason, in the order of the documentation.
+    pub const ALL: [Self; 16] = [
+        Self::Published,
+        Self::Pending,
+        Self::NotAMountPoint,
+        Self::ModeMismatch,
+        Self::NoStorageClass,
+        Self::ExcludedByPattern,
+        Self::DuplicateOf,
+        Self::Busy,
+        Self::Wiping,
+        Self::IdentityChanged,
+        Self::ZeroCapacity,
+        Self::Unsupported,
+        Self::Unresponsive,
+        Self::Vanished,
+        Self::Refused,
+        Self::PathInUse,
+    ];
+
+    /// The spelling used in logs, metrics and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Published => "Published",
+            Self::Pending => "Pending",
+            Self::NotAMountPoint => "NotAMountPoint",
+            Self::ModeMismatch => "ModeMismatch",
+            Self::NoStorageClass => "NoStorageClass",
+            Self::ExcludedByPattern => "ExcludedByPattern",
+            Self::DuplicateOf => "DuplicateOf",
+            Self::Busy => "Busy",
+            Self::Wiping => "Wiping",
+            Self::IdentityChanged => "IdentityChanged",
+            Self::ZeroCapacity => "ZeroCapacity",
+            Self::Unsupported => "Unsupported",
+            Self::Unresponsive => "Unresponsive",
+            Self::Vanished => "Vanished",
+            Self::Refused => "Refused",
+            Self::PathInUse => "PathInUse",
+        }
+    }
+
+    /// What an admin can do about it; empty where nothing needs doing.
+    #[must_use]
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Published | Self::Pending | Self::Wiping | Self::ExcludedByPattern => "",
+            Self::NotAMountPoint => "mount a filesystem on it (a bind mount will do), or ignore it if it is no volume",
+            Self::ModeMismatch => "set volumeMode: Filesystem for the class, or put a link to a block device there",
+            Self::NoStorageClass => "create the StorageClass, or take the class out of storageClassMap",
+            Self::DuplicateOf => "remove one of the two, or set namePattern so that only one class matches",
+            Self::Busy => "stop whatever uses it; it is wiped as soon as it is free",
+            Self::IdentityChanged => "put the former disk back, or delete the PV if its data is of no use any more",
+            Self::ZeroCapacity => "attach a medium, or remove the entry",
+            Self::Unsupported => "replace it by a mounted directory or a link to a block device, or remove it",
+            Self::Unresponsive => "look after the disk or the server behind it; it is taken up again when it answers",
+            Self::Vanished => "mount or attach it again; delete the PV if it will not come back",
+            Self::Refused => "see the sentence beside it",
+            Self::PathInUse => "delete the other PV, or remove the entry",
+        }
+    }
+}
+
+/// A reason with its sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The stable name.
+    pub reason: Reason,
+    /// One sentence with this case's names and numbers; may be empty.
+    pub detail: String,
+}
+
+impl Verdict {
+    /// A verdict with a sentence of its own.
+    #[must_use]
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason.as_str())?;
+        if !self.detail.is_empty() {
+            write!(f, ": {}", self.detail)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! The agent under test: the real binary as a child process, in a mount namespace
+//! of its own that receives mounts from ours, with its own `ServiceAccount`.
+
+use std::path::Path;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{fs, thread};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::config_dir::ConfigDir;
+use super::node::TestNode;
+use super::scratch::unique;
+use super::{http, launch, rbac};
+
+const POLL: Duration = Duration::from_millis(5);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const LINES_SHOWN: usize = 60;
+
+/// How to run an agent.
+#[derive(Clone, Copy, Default)]
+pub struct AgentOptions<'a> {
+    /// `ConfigMap` keys and their values.
+    pub config: &'a [(&'a str, &'a str)],
+    /// Further arguments of `mooring agent`.
+    pub args: &'a [&'a str],
+    /// Further environment variables; they win over the harness's own.
+    pub env: &'a [(&'a str, &'a str)],
+    /// The program, where Cargo does not name it (a demo): else `MOORING_BIN`, else Cargo's.
+    pub binary: Option<&'a Path>,
+}
+
+/// A running agent. It is killed when this is dropped, or when the process dies.
+pub struct Agent {
+    child: Child,
+    ended: bool,
+    config: ConfigDir,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Agent {
+    /// Starts an agent for the node; returns at once.
+    pub fn start(node: &TestNode, options: AgentOptions) -> Self {
+        let config = ConfigDir::new(node.dir().join(format!("config-{}", unique())), options.config);
+        let mut command = launch::command_line(&launch::binary(options.binary));
+        command.arg("agent").arg("--config-dir").arg(config.path());
+        command.args(["--listen-address", "127.0.0.1:0", "--log-format", "json"]).args(options.args);
+        command.env("MY_NODE_NAME", node.name()).env("MY_NAMESPACE", rbac::NAMESPACE);
+        command.env("KUBECONFIG", node.kubeconfig()).envs(options.env.iter().copied()).stdin(Stdio::null());
+        let lines = Arc::default();
+        let child = launch::spawn(command, Arc::clone(&lines));
+        Self { child, ended: false, config, lines }
+    }
+
+    /// Replaces the configuration the way the kubelet does.
+    pub fn rewrite_config(&self, files: &[(&str, &str)]) {
+        self.config.rewrite(files);
+    }
+
+    /// The configuration directory.
+    pub fn config_dir(&self) -> &Path {
+        self.config.path()
+    }
+
+    /// Everything it has written so far, standard output and error.
+    pub fn logs(&self) -> Vec<String> {
+        self.lines().clone()
+    }
+
+    /// How many lines it has written so far, for [`Agent::wait_log_after`].
+    pub fn mark(&self) -> usize {
+        self.lines().len()
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Vec<String>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a line that contains the text and returns it.
+    pub async fn wait_log(&self, text: &str, timeout: Duration) -> String {
+        self.wait_log_after(0, text, timeout).await
+    }
+
+    /// Waits for such a line after the first `mark` ones.
+    pub async fn wait_log_after(&self, mark: usize, text: &str, timeout: Duration) -> String {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let found = self.lines().iter().skip(mark).find(|line| line.contains(text)).cloned();
+            if let Some(line) = found {
+                return line;
+            }
+            assert!(Instant::now() < deadline, "the agent did not log {text:?} within {timeout:?}");
+            sleep(POLL).await;
+        }
+    }
+
+    /// Where it serves HTTP, once it says so.
+    pub async fn address(&self) -> String {
+        let line = self.wait_log("HTTP server listening", START_TIMEOUT).await;
+        let event: Value = serde_json::from_str(&line).expect("the agent logs JSON");
+        let address = event.pointer("/fields/address").or_else(|| event.get("address")).and_then(Value::as_str);
+        address.expect("the agent says at which address it listens").to_owned()
+    }
+
+    /// GETs one of its pages: status and body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let (address, path) = (self.address().await, path.to_owned());
+        let answer = tokio::task::spawn_blocking(move || http::get(&address, &path)).await;
+        answer.expect("the request does not panic").expect("the agent answers HTTP")
+    }
+
+    /// The value of a series at `/metrics`, named with its labels as they are written there.
+    pub async fn metric(&self, series: &str) -> Option<f64> {
+        http::metric(&self.get("/metrics").await.1, series)
+    }
+
+    /// Waits until a series has a value that fulfils the predicate.
+    pub async fn wait_metric(&self, series: &str, predicate: impl Fn(f64) -> bool, timeout: Duration) -> f64 {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let value = self.metric(series).await;
+            if let Some(value) = value.filter(|value| predicate(*value)) {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "{series} is {value:?} after {timeout:?}");
+            sleep(POLL).await;
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Resident memory in KiB; `None` once it has ended.
+    pub fn rss_kib(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Processor time so far, user and system, in clock ticks (1/100 s); `None` once it has ended.
+    pub fn cpu_ticks(&self) -> Option<u64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).ok()?;
+        // Fields 14 and 15; the name before them may contain blanks.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        assert!(!self.ended, "the agent has ended; its process id may be another's");
+        let pid = i32::try_from(self.pid()).expect("process ids are small");
+        kill(Pid::from_raw(pid), signal).expect("the agent has not been waited for");
+    }
+
+    /// Waits for its end.
+    pub async fn wait_exit(&mut self, timeout: Duration) -> ExitStatus {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                self.ended = true;
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the agent did not end within {timeout:?}");
+            sleep(POLL).await;
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Both are no-ops after its end was seen.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            let logs = self.logs();
+            let shown = &logs[logs.len().saturating_sub(LINES_SHOWN)..];
+            eprintln!("the agent's last lines:\n{}", shown.join("\n"));
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Running the agent's program: in a slave mount namespace, with its output
+//! collected, and with its life tied to ours.
+
+use std::io::{BufRead, BufReader, PipeReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use super::is_root;
+
+/// The program: as given, else `MOORING_BIN`, else the one Cargo built for this target.
+pub fn binary(given: Option<&Path>) -> PathBuf {
+    let named = given.map(Path::to_owned).or_else(|| std::env::var_os("MOORING_BIN").map(PathBuf::from));
+    let path = named.or_else(|| option_env!("CARGO_BIN_EXE_mooring").map(PathBuf::from));
+    path.expect("the caller, MOORING_BIN or Cargo names the program")
+}
+
+/// The start of a command line that runs the program. Both helpers exec what follows, so the process id stays the child's own.
+pub fn command_line(binary: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]);
+    if is_root() {
+        command.args(["unshare", "--mount", "--propagation", "slave", "--"]);
+    }
+    command.arg(binary);
+    command
+}
+
+/// Runs the command on the thread that then collects its output: a parent-death
+/// signal follows the thread, and this one lives as long as the output does.
+pub fn spawn(mut command: Command, lines: Arc<Mutex<Vec<String>>>) -> Child {
+    let (sender, started) = channel();
+    thread::spawn(move || {
+        let (output, input) = std::io::pipe().expect("a pipe can be made");
+        command.stdout(input.try_clone().expect("a descriptor can be copied")).stderr(input);
+        let child = command.spawn().expect("the agent can be run (needs util-linux's setpriv and unshare)");
+        // The command holds the pipe's other end.
+        drop(command);
+        sender.send(child).expect("the starter waits");
+        collect(output, &lines);
+    });
+    started.recv().expect("the agent was started")
+}
+
+fn collect(output: PipeReader, lines: &Mutex<Vec<String>>) {
+    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+}

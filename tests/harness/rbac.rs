@@ -1,0 +1,65 @@
+//! The agent's access rights, as the deployment's own manifest gives them, so that
+//! every test also tests that manifest.
+
+use std::path::Path;
+use std::time::Duration;
+
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use tokio::time::{Instant, sleep};
+
+/// The namespace that the manifest makes.
+pub const NAMESPACE: &str = "mooring-system";
+/// The agent's `ServiceAccount` in it.
+pub const SERVICE_ACCOUNT: &str = "mooring";
+
+/// Applies `deploy/manifests/rbac.yaml` and returns once the rights are in force.
+pub async fn apply(client: &kube::Client) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests/rbac.yaml");
+    let text = std::fs::read_to_string(path).expect("the manifest of the agent's rights is there");
+    apply_manifest(client, &text).await;
+    // The authorizer learns of new roles by a watch of its own.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !may_list_volumes(client).await {
+        assert!(
+            Instant::now() < deadline,
+            "the ServiceAccount {NAMESPACE}/{SERVICE_ACCOUNT} may not list PersistentVolumes"
+        );
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Makes or updates each object of a YAML text (server-side apply).
+pub async fn apply_manifest(client: &kube::Client, text: &str) {
+    let objects: Vec<DynamicObject> = serde_saphyr::from_multiple(text).expect("a manifest is valid YAML");
+    for object in objects {
+        let types = object.types.as_ref().expect("an object in a manifest has a kind");
+        let kind = GroupVersionKind::try_from(types).expect("an apiVersion is group/version");
+        let resource = ApiResource::from_gvk(&kind);
+        let name = object.metadata.name.as_deref().expect("an object in a manifest has a name");
+        let api: Api<DynamicObject> = match &object.metadata.namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        let parameters = PatchParams::apply("mooring-tests").force();
+        let applied = api.patch(name, &parameters, &Patch::Apply(&object)).await;
+        applied.unwrap_or_else(|error| panic!("cannot apply {} {name}: {error}", kind.kind));
+    }
+}
+
+async fn may_list_volumes(client: &kube::Client) -> bool {
+    let attributes = ResourceAttributes {
+        verb: Some("list".to_owned()),
+        resource: Some("persistentvolumes".to_owned()),
+        ..ResourceAttributes::default()
+    };
+    let spec = SubjectAccessReviewSpec {
+        user: Some(format!("system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}")),
+        resource_attributes: Some(attributes),
+        ..SubjectAccessReviewSpec::default()
+    };
+    let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+    let reviews: Api<SubjectAccessReview> = Api::all(client.clone());
+    let answer = reviews.create(&PostParams::default(), &review).await.expect("the API server reviews access");
+    answer.status.is_some_and(|status| status.allowed)
+}
