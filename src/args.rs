@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Local disks as Kubernetes persistent volumes.
 #[derive(Debug, Parser)]
-#[command(name = "mooring", version)]
+#[command(name = "mooring", version, args_override_self = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -16,6 +16,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Publish and reclaim the volumes of this node (the default)
+    #[command(args_override_self = true)]
     Agent(AgentArgs),
 }
 
@@ -147,7 +148,7 @@ mod tests {
         assert_eq!((args.listen_address.as_str(), args.verbosity), (":9090", 4));
         assert_eq!(ignored, ["-logtostderr", "--stderrthreshold"]);
         assert_eq!(agent(&["agent", "-v", "2"]).0.verbosity, 2);
-        assert_eq!(agent(&["-v=5"]).0.verbosity, 5);
+        assert_eq!(agent(&["-v=5", "--v=6"]).0.verbosity, 6, "the last one wins, as in Go");
     }
 
     #[test]

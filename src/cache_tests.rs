@@ -1,1 +1,116 @@
+use std::collections::BTreeSet;
 
+use super::{Cache, Event};
+use crate::pv::{self, Decoded, ForeignPath, OwnedPv, Phase};
+use crate::testing;
+use crate::volume::ReclaimPolicy;
+
+fn at_version(entry: &str, version: u64) -> OwnedPv {
+    OwnedPv { resource_version: version.to_string(), ..testing::owned_pv(entry, "c") }
+}
+
+fn seen(pv: OwnedPv) -> Event {
+    Event::Pv(Decoded::Owned(Box::new(pv)))
+}
+
+fn left(pv: &OwnedPv, gone: bool) -> Event {
+    Event::PvLeft { name: pv.volume.name.clone(), uid: pv.uid.clone(), gone }
+}
+
+#[test]
+fn nothing_is_complete_before_every_list_was_read() {
+    let mut cache = Cache::default();
+    let events = [
+        (Event::Node(Ok(testing::node())), "the storage classes"),
+        (Event::Class("c".to_owned(), testing::storage_class(ReclaimPolicy::Delete)), "the storage classes"),
+        (Event::ClassesListed(["c".to_owned()].into()), "the list of persistent volumes"),
+        (Event::PvsListed(BTreeSet::new()), "the list of persistent volumes"),
+        (Event::SweepDone(BTreeSet::new()), ""),
+    ];
+    assert_eq!(cache.missing(), "the Node");
+    for (event, missing) in events {
+        assert!(!cache.is_complete());
+        cache.apply(event);
+        assert_eq!(cache.missing(), missing);
+    }
+    assert!(cache.is_complete());
+    cache.apply(Event::Node(Err("it is gone".to_owned())));
+    assert!(!cache.is_complete());
+}
+
+#[test]
+fn old_news_does_not_undo_the_answer_of_a_write() {
+    let mut cache = Cache::default();
+    let (old, new) = (at_version("a", 9), OwnedPv { phase: Phase::Bound, ..at_version("a", 10) });
+    assert!(cache.apply(seen(new.clone())));
+    assert!(!cache.apply(seen(old)), "versions are numbers: 9 is older than 10");
+    assert!(!cache.apply(seen(new.clone())), "the same again is no news");
+    assert_eq!(cache.owned()[&new.volume.name].phase, Phase::Bound);
+}
+
+#[test]
+fn a_pv_that_leaves_the_watch_is_only_suspect_unless_it_is_certainly_gone() {
+    let mut cache = Cache::default();
+    let pv = at_version("a", 1);
+    cache.apply(seen(pv.clone()));
+    cache.apply(left(&pv, false));
+    assert!(cache.owned().contains_key(&pv.volume.name) && cache.suspects().contains(&pv.volume.name));
+    cache.apply(seen(at_version("a", 2)));
+    assert!(cache.suspects().is_empty(), "it is there after all");
+    let another = OwnedPv { uid: "of a former PV of that name".to_owned(), ..pv.clone() };
+    cache.apply(left(&another, true));
+    assert!(cache.owned().contains_key(&pv.volume.name));
+    cache.apply(left(&pv, true));
+    assert!(cache.owned().is_empty());
+}
+
+#[test]
+fn a_list_without_a_pv_makes_it_suspect_and_one_that_has_no_label_is_not_expected_there() {
+    let mut cache = Cache::default();
+    let (labelled, mut bare) = (at_version("a", 1), at_version("b", 1));
+    bare.volume.labels.remove(pv::NODE_LABEL);
+    cache.apply(seen(labelled.clone()));
+    cache.apply(Event::Swept(Decoded::Owned(Box::new(bare.clone()))));
+    cache.apply(Event::PvsListed(BTreeSet::new()));
+    assert_eq!(*cache.suspects(), BTreeSet::from([labelled.volume.name.clone()]));
+    cache.remove(&labelled.volume.name);
+    assert_eq!(cache.owned().keys().collect::<Vec<_>>(), [&bare.volume.name]);
+    assert!(cache.suspects().is_empty());
+}
+
+#[test]
+fn a_sweep_forgets_paths_that_nobody_names_any_more() {
+    let mut cache = Cache::default();
+    for name in ["x", "y"] {
+        let foreign = ForeignPath { pv: name.to_owned(), path: format!("/h/c/{name}") };
+        assert!(cache.apply(Event::Swept(Decoded::Foreign(foreign.clone()))));
+        assert!(!cache.apply(Event::Swept(Decoded::Foreign(foreign))));
+    }
+    cache.apply(Event::SweepDone(["y".to_owned()].into()));
+    assert_eq!(cache.foreign().values().collect::<Vec<_>>(), ["y"]);
+}
+
+#[test]
+fn answers_are_learned_from() {
+    let mut cache = Cache::default();
+    cache.apply(Event::Node(Ok(testing::node())));
+    let owned = at_version("a", 1);
+    let mut object = pv::encode(&owned.volume);
+    (object.metadata.uid, object.metadata.resource_version) = (Some("u".to_owned()), Some("5".to_owned()));
+    assert!(cache.learn(&object, false).is_some());
+    assert_eq!(cache.owned()[&owned.volume.name].uid, "u");
+    // Without a finalizer, what is to be deleted is deleted.
+    object.metadata.resource_version = Some("6".to_owned());
+    object.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").ok();
+    object.metadata.finalizers = Some(vec!["kubernetes.io/pv-protection".to_owned()]);
+    assert!(object.metadata.deletion_timestamp.is_some() && cache.learn(&object, false).is_some());
+    assert!(cache.owned()[&owned.volume.name].terminating);
+    (object.metadata.resource_version, object.metadata.finalizers) = (Some("7".to_owned()), None);
+    cache.learn(&object, false);
+    assert!(cache.owned().is_empty());
+    // Somebody else's PV of the name that ours would have.
+    object.metadata.annotations = None;
+    object.metadata.deletion_timestamp = None;
+    assert!(cache.learn(&object, false).is_none());
+    assert_eq!(cache.foreign()["/h/c/a"], owned.volume.name);
+}

@@ -11,6 +11,7 @@ use kube::api::{Api, DeleteParams, ListParams, ObjectList, Patch, PatchParams, P
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use crate::deleter::Warrant;
 use crate::metrics::Metrics;
@@ -18,6 +19,8 @@ use crate::pv::{self, NODE_LABEL, OwnedPv, Volume, WIPE_FINALIZER};
 
 /// No single call takes longer; past it, the outcome is unknown.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Calls at the same time; over HTTP/1.1, each takes a connection.
+const MAX_CALLS: usize = 32;
 
 /// Why a call had no success.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -109,6 +112,7 @@ pub async fn connect() -> anyhow::Result<(Client, Client)> {
 #[derive(Clone)]
 pub struct Cluster {
     pvs: Api<PersistentVolume>,
+    calls: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -116,10 +120,11 @@ impl Cluster {
     /// Works through the given client.
     #[must_use]
     pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
-        Self { pvs: Api::all(client), metrics }
+        Self { pvs: Api::all(client), calls: Arc::new(Semaphore::new(MAX_CALLS)), metrics }
     }
 
     async fn call<T>(&self, verb: &'static str, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+        let _permit = self.calls.acquire().await.expect("the semaphore is never closed");
         let start = Instant::now();
         let result = match tokio::time::timeout(DEADLINE, call).await {
             Ok(answer) => answer.map_err(ApiError::from),

@@ -29,6 +29,8 @@ use act::{Done, Ended, Tools};
 
 /// PVs that are being made or changed at the same time.
 const MAX_IN_FLIGHT: usize = 32;
+/// Released PVs that are being looked after at the same time.
+const MAX_RECLAIMS: usize = 64;
 /// Volumes that are being wiped at the same time.
 const MAX_WIPES: usize = 4;
 /// While PVs are being made, decisions are this far apart: each of a thousand answers
@@ -273,16 +275,23 @@ impl Controller {
         });
     }
 
+    /// Begins what was decided, as far as the limits allow; the rest waits its turn.
     fn begin_queued(&mut self) {
-        while self.work.len() - self.reclaiming.len() < MAX_IN_FLIGHT
-            && let Some(action) = self.queue.pop_front()
-        {
-            if let Action::Reclaim(target) = &action {
-                let control = Arc::new(Control::default());
-                self.reclaiming.insert(target.pv.clone(), Arc::clone(&control));
-                self.work.spawn(self.tools.clone().reclaim(target.clone(), control));
-            } else {
-                self.work.spawn(self.tools.clone().write(action));
+        // In a silence, one call finds out whether it is over.
+        let limit = if self.memory.is_silent() { 1 } else { MAX_IN_FLIGHT };
+        for action in std::mem::take(&mut self.queue) {
+            match &action {
+                Action::Reclaim(target) if self.reclaiming.len() < MAX_RECLAIMS => {
+                    let control = Arc::new(Control::default());
+                    self.reclaiming.insert(target.pv.clone(), Arc::clone(&control));
+                    self.work.spawn(self.tools.clone().reclaim(target.clone(), control));
+                }
+                Action::Create(_) | Action::Adopt { .. } | Action::LookAgain { .. }
+                    if self.work.len() - self.reclaiming.len() < limit =>
+                {
+                    self.work.spawn(self.tools.clone().write(action));
+                }
+                _ => self.queue.push_back(action),
             }
         }
     }
@@ -356,7 +365,11 @@ impl Controller {
                     for (pv, control) in &self.reclaiming {
                         let (done, total) = control.progress();
                         let thread = act::thread_name(pv);
-                        warn!(pv, thread, done, total, "The kernel holds this thread; leaving without it");
+                        if control.is_running() {
+                            warn!(pv, thread, done, total, "The kernel holds this thread; leaving without it");
+                        } else {
+                            warn!(pv, "The API server has not answered for this PV; leaving without it");
+                        }
                     }
                     break;
                 }

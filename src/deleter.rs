@@ -140,6 +140,7 @@ impl WipeError {
 #[derive(Debug, Default)]
 pub struct Control {
     cancelled: AtomicBool,
+    running: AtomicBool,
     done: AtomicU64,
     total: AtomicU64,
 }
@@ -157,6 +158,12 @@ impl Control {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
 
+    /// Whether a thread is at the volume.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
     fn check(&self) -> Result<(), WipeError> {
         if self.cancelled.load(Ordering::Relaxed) { Err(WipeError::Cancelled) } else { Ok(()) }
     }
@@ -171,9 +178,12 @@ impl Control {
 /// # Errors
 /// Why it was not wiped, or not found clean after.
 pub fn wipe(fence: Fence, target: &Target, control: &Control) -> Result<Verified, WipeError> {
-    let claimed = claim(fence, target)?;
-    let wiped = destroy(claimed, control)?;
-    verify::verify(wiped, control)
+    control.running.store(true, Ordering::Relaxed);
+    let result = claim(fence, target)
+        .and_then(|claimed| destroy(claimed, control))
+        .and_then(|wiped| verify::verify(wiped, control));
+    control.running.store(false, Ordering::Relaxed);
+    result
 }
 
 fn destroy(claimed: Claimed, control: &Control) -> Result<Wiped, WipeError> {

@@ -55,9 +55,9 @@ fn main() -> ExitCode {
 
 fn start_logging(args: &AgentArgs) {
     let level = if args.verbosity >= 4 { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    // What kube says of a failed call, its caller says too, once and with the remedy.
     let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(LevelFilter::WARN.into())
-        .parse_lossy(format!("warn,mooring={level}"));
+        .parse_lossy(format!("warn,kube_client=off,kube_runtime=off,mooring={level}"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),

@@ -83,6 +83,12 @@ impl Memory {
         self.silence.take().is_some()
     }
 
+    /// Whether the last call had no answer.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.silence.is_some()
+    }
+
     /// When to try again, while the API server does not answer.
     #[must_use]
     pub fn silent_until(&self, now: Instant) -> Option<Instant> {

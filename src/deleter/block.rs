@@ -112,6 +112,30 @@ mod tests {
         assert_eq!(next_chunk(CHUNK_MAX, ms(1)), CHUNK_MAX);
     }
 
+    /// A file knows no BLKZEROOUT, as a device without it would.
+    #[test]
+    fn without_blkzeroout_zeros_are_written() {
+        use std::os::unix::fs::FileExt as _;
+        let size = (9 << 20) + 4096;
+        let file = tempfile::NamedTempFile::new().expect("a file can be made");
+        file.as_file().write_all_at(&vec![7_u8; size], 0).expect("it can be written");
+        let control = Control::default();
+        let device = OwnedFd::from(file.reopen().expect("it can be opened again"));
+        zero(&device, size as u64, &control).expect("it can be zeroed");
+        let mut content = vec![7_u8; size];
+        file.as_file().read_exact_at(&mut content, 0).expect("it can be read");
+        assert!(content.iter().all(|byte| *byte == 0));
+        assert_eq!(control.progress().0, size as u64);
+    }
+
+    #[test]
+    fn a_cancelled_wipe_does_nothing_more() {
+        let device = OwnedFd::from(tempfile::tempfile().expect("a file can be made"));
+        let control = Control::default();
+        control.cancel();
+        assert!(matches!(zero(&device, 1 << 20, &control), Err(WipeError::Cancelled)));
+    }
+
     #[test]
     fn buffers_for_direct_io_are_aligned() {
         let memory = vec![0_u8; WRITE + ALIGNMENT];

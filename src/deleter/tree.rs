@@ -204,3 +204,7 @@ impl Removal<'_> {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;

@@ -74,6 +74,30 @@ mod tests {
         assert!(widest <= Some(2 * (bytes / 1024)), "{widest:?}");
     }
 
+    /// A file stands in for the device: what is read and compared is the same.
+    fn file(bytes: usize, secret_at: Option<usize>) -> OwnedFd {
+        let file = tempfile::tempfile().expect("a file can be made");
+        let mut content = vec![0_u8; bytes];
+        if let Some(at) = secret_at {
+            content[at] = 1;
+        }
+        std::os::unix::fs::FileExt::write_all_at(&file, &content, 0).expect("it can be written");
+        file.into()
+    }
+
+    #[test]
+    fn a_byte_that_is_left_is_found_and_its_place_is_named() {
+        let size = 8 << 20;
+        let control = Control::default();
+        reads_zeros(&file(size, None), size as u64, &control).expect("it is all zeros");
+        for at in [0, 4095, (1 << 20) - 1, size - (1 << 20), size - 1] {
+            let error = reads_zeros(&file(size, Some(at)), size as u64, &control).expect_err("a byte is left");
+            assert!(matches!(&error, WipeError::NotClean(text) if text.contains(&format!("byte {at} "))), "{error}");
+        }
+        let error = reads_zeros(&file(4096, None), 8192, &control).expect_err("the end is missing");
+        assert!(matches!(error, WipeError::NotClean(_)), "{error}");
+    }
+
     #[test]
     fn a_small_device_is_read_in_full() {
         for bytes in [0, 512, 4096, 10_000, 1 << 20, (1 << 20) + 512, 3 << 20] {

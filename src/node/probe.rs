@@ -27,12 +27,16 @@ pub type Fingerprint = (u32, u32, u64, u64);
 /// What must be the same for the last look at a mounted directory to hold still.
 pub type MountKey = Fingerprint;
 
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8): an id that no later mount gets again, while the
+/// small ids of mountinfo are given away at once.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
 /// Opens a discovery directory. The fd must not be kept: it would keep the host
 /// from unmounting the filesystem.
 pub fn open_directory(path: &str) -> io::Result<OpenDirectory> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::empty())?;
-    let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::MNT_ID)?;
+    let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | MNT_ID_UNIQUE)?;
     Ok(OpenDirectory { fd, fingerprint: fingerprint(&stat) })
 }
 
@@ -52,7 +56,7 @@ impl OpenDirectory {
     }
 
     /// Looks at one entry. `known` is the last look at a directory mounted there;
-    /// the filesystem is asked for its size only when that is another one.
+    /// the filesystem is asked for its size only when that may be another one.
     pub fn probe(
         &self,
         name: &OsStr,
@@ -74,10 +78,10 @@ impl OpenDirectory {
         let stat = self.stat(name, AtFlags::SYMLINK_NOFOLLOW)?;
         let observed = match file_type(&stat) {
             FileType::Directory if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) => {
-                let key = fingerprint(&stat);
+                let key = is_unique(&stat).then(|| fingerprint(&stat));
                 return match known {
-                    Some((last, observed)) if *last == key => Ok((Some(key), observed.clone())),
-                    _ => Ok((Some(key), self.mount_point(name, &stat, mounts)?)),
+                    Some((last, observed)) if Some(*last) == key => Ok((key, observed.clone())),
+                    _ => Ok((key, self.mount_point(name, mounts)?)),
                 };
             }
             FileType::Directory => Observed::PlainDirectory,
@@ -97,16 +101,16 @@ impl OpenDirectory {
     }
 
     fn stat(&self, name: &OsStr, flags: AtFlags) -> io::Result<Statx> {
-        let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::MNT_ID;
+        let mask = StatxFlags::TYPE | StatxFlags::INO | MNT_ID_UNIQUE;
         Ok(rustix::fs::statx(&self.fd, name, flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC, mask)?)
     }
 
-    fn mount_point(&self, name: &OsStr, stat: &Statx, mounts: &MountTable) -> io::Result<Observed> {
+    fn mount_point(&self, name: &OsStr, mounts: &MountTable) -> io::Result<Observed> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
         let usage = rustix::fs::fstatfs(&fd)?;
         let bytes = u64::try_from(usage.f_bsize).map_err(io::Error::other)?.saturating_mul(usage.f_blocks);
-        Ok(Observed::MountPoint { identity: mount_identity(stat, mounts), bytes })
+        Ok(Observed::MountPoint { identity: mount_identity(&stat_fd(&fd)?, mounts), bytes })
     }
 }
 
@@ -139,6 +143,11 @@ fn device(stat: &Statx) -> io::Result<Observed> {
         .and_then(|text| text.trim().parse().ok());
     // Sysfs counts in units of 512 bytes whatever the device's block size.
     Ok(Observed::Device { identity: Identity::Device { number, sequence }, bytes: sectors.saturating_mul(512) })
+}
+
+/// Whether the kernel gave the mount id that is never given again.
+fn is_unique(stat: &Statx) -> bool {
+    StatxFlags::from_bits_retain(stat.stx_mask).contains(MNT_ID_UNIQUE)
 }
 
 fn fingerprint(stat: &Statx) -> Fingerprint {

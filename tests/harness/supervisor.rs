@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -19,6 +20,8 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts it with its standard error going where ours goes.
     pub fn spawn(command: &mut Command) -> Self {
+        // A Ctrl-C in the terminal is for us to act upon, in order.
+        command.process_group(0);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap_or_else(|error| {
             panic!("cannot run {}: {error}; run `make cluster`", command.get_program().display())
         });

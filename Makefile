@@ -1,0 +1,73 @@
+# The one door: `make` lists what it can do. Each step of CI is one of these targets.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+GO ?= go
+
+# `.cargo/config.toml` names a target, so binaries are one directory deeper than usual.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+TARGET_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))
+BINARY = $(TARGET_DIR)/$(HOST)/release/mooring
+CLUSTER = .build/cluster
+CLUSTER_SOURCES = $(wildcard tests/cluster/*.go) tests/cluster/go.mod tests/cluster/go.sum
+
+# Where Kubernetes' programs keep their version; clients refuse one without.
+STAMP = k8s.io/component-base/version
+KUBERNETES = $(shell sed -n 's,^.*k8s.io/kubernetes v,v,p' tests/cluster/go.mod)
+MAJOR = $(subst v,,$(word 1,$(subst ., ,$(KUBERNETES))))
+MINOR = $(word 2,$(subst ., ,$(KUBERNETES)))
+
+.PHONY: help
+help: ## List the targets (the default)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install what building and testing need (as root), or say what is missing
+	@tests/setup
+
+.PHONY: build
+build: ## Build the agent's release binary
+	$(CARGO) build --release
+
+.PHONY: cluster
+cluster: $(CLUSTER) ## Build the Kubernetes control plane that tests and demo run
+
+$(CLUSTER): $(CLUSTER_SOURCES)
+	@echo "Building Kubernetes $(KUBERNETES) into $@ (about 5 minutes the first time)"
+	@mkdir -p $(@D)
+	cd tests/cluster && CGO_ENABLED=0 $(GO) build -trimpath -o ../../$@.new \
+	    -ldflags "-s -w -X $(STAMP).gitVersion=$(KUBERNETES) -X $(STAMP).gitMajor=$(MAJOR) -X $(STAMP).gitMinor=$(MINOR)"
+	@mv $@.new $@
+
+.PHONY: demo
+demo: ## Show the agent at work on a real control plane and real disks (as root)
+	@tests/setup --root "make demo"
+	@$(MAKE) --no-print-directory build cluster
+	@MOORING_BIN='$(BINARY)' $(CARGO) run --quiet --example demo
+
+.PHONY: test
+test: setup build cluster ## Run every test: units, node level (as root), API server
+	MOORING_BIN='$(BINARY)' $(CARGO) test --no-fail-fast
+
+.PHONY: bench
+bench: setup build cluster ## Measure times, memory and API calls (as root)
+	MOORING_BIN='$(BINARY)' $(CARGO) bench --bench bench
+
+.PHONY: lint
+lint: setup ## Check form, lints and the direction of imports
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	tests/lint/imports-test
+	tests/lint/imports src
+	@unformatted=$$(gofmt -l tests/cluster); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	cd tests/cluster && CGO_ENABLED=0 $(GO) vet -trimpath ./...
+	for script in $$(grep -rlI '^#!/bin/sh' tests); do sh -n "$$script" || exit 1; done
+	bash -n .ci/run
+	@if command -v cargo-deny >/dev/null; then \
+	    echo "$(CARGO) deny check licenses bans sources"; \
+	    $(CARGO) deny check licenses bans sources; \
+	else \
+	    echo "Left out: licences and sources of dependencies (cargo install --locked cargo-deny)"; \
+	fi

@@ -1,0 +1,50 @@
+//! The benchmark: how fast the agent is and what it costs, against a real control
+//! plane and real mounts, next to what the API server alone takes in the same run.
+//! A figure that misses its target is marked, and fails nothing.
+//!
+//! `cargo bench` runs all of it, `cargo bench -- burst` one part.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod burst;
+mod footprint;
+mod latency;
+mod site;
+mod table;
+mod witness;
+
+use std::fs;
+
+use harness::{ControlPlane, Options};
+use table::Table;
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == part);
+    let mut table = Table::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime can be made").block_on(async {
+        table.note(&format!("load average before: {}", load()));
+        if is_wanted("latency") || is_wanted("burst") {
+            let plane = ControlPlane::start(Options::default());
+            if is_wanted("latency") {
+                latency::measure(&plane, &mut table).await;
+            }
+            if is_wanted("burst") {
+                burst::measure(&plane, &mut table).await;
+            }
+        }
+        if is_wanted("footprint") {
+            let plane = ControlPlane::start(Options { audit: true });
+            footprint::measure(&plane, &mut table).await;
+        }
+        table.note(&format!("load average after: {}", load()));
+    });
+    table.print();
+}
+
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").expect("the kernel tells the load");
+    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}

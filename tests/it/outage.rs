@@ -1,0 +1,113 @@
+//! The API server goes away, forgets, or answers into the void.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::api::{Api, DeleteParams};
+
+use crate::common::{SOON, is_labelled, start, strip_label, wait_ready};
+use crate::harness::config_dir::storage_class_map;
+use crate::harness::disk;
+use crate::harness::node::TestNode;
+use crate::harness::proxy::{Faults, Proxy};
+use crate::harness::volumes::phase;
+use crate::harness::{Agent, AgentOptions, ControlPlane, Options, shared};
+
+fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::Path) -> Agent {
+    let map = storage_class_map(&[(class, disks, "")]);
+    let kubeconfig = proxy.kubeconfig().display().to_string();
+    Agent::start(
+        node,
+        AgentOptions {
+            config: &[("storageClassMap", &map)],
+            args: &["--v=4"],
+            env: &[("KUBECONFIG", &kubeconfig)],
+            ..AgentOptions::default()
+        },
+    )
+}
+
+#[tokio::test]
+async fn an_api_server_that_is_killed_for_a_minute_in_a_burst_is_survived() {
+    let plane = ControlPlane::start(Options { audit: true });
+    let node = TestNode::new(&plane, "outage").await;
+    let class = node.class("many", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let agent = start(&node, &[(&class, &disks, "")]);
+    wait_ready(&agent).await;
+    // Nothing that waits for this control plane is left to its mercy meanwhile.
+    let first = disk::mount_many(&disks, 300);
+    node.watch_pvs("some of the volumes", SOON, |pvs| (pvs.len() >= 50).then_some(())).await;
+    plane.kill("kube-apiserver");
+    let before = agent.mark();
+    disk::tmpfs(&disks.join("during"), 1 << 20);
+    agent.wait_log("The API server does not answer", SOON).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(agent.get("/healthz").await.0, 200, "an outage is no reason to restart the agent");
+    // It waits longer and longer, and does not fill the log meanwhile.
+    let said = agent.logs().len() - before;
+    assert!(said < 150, "{said} lines in a minute of outage");
+    plane.start_component("kube-apiserver");
+    node.watch_pvs("all volumes", SOON, |pvs| (pvs.len() > first.len()).then_some(())).await;
+    assert_eq!(node.pvs().await.len(), first.len() + 1, "each volume once");
+    agent.wait_log_after(before, "The API server answers again", SOON).await;
+    // Watches work again, too: a change is seen that only a watch can show.
+    let series = format!("mooring_volumes{{class=\"{class}\",verdict=\"Published\"}}");
+    let all = u16::try_from(first.len() + 1).expect("a few hundred");
+    agent.wait_metric(&series, |count| (count - f64::from(all)).abs() < 0.5, SOON).await;
+    let pv = node.wait_pv(&disks.join("during"), |_| true, SOON).await;
+    strip_label(&node, &pv).await;
+    node.wait_pv(&disks.join("during"), is_labelled, SOON).await;
+}
+
+#[tokio::test]
+async fn watches_that_break_or_expire_are_taken_up_again() {
+    let node = TestNode::new(shared(), "watch").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let proxy = Proxy::start(&node);
+    let agent = start_behind(&proxy, &node, &class, &disks);
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let mut pv = node.wait_pv(&disks.join("v"), |pv| phase(pv) == "Available", SOON).await;
+    for faults in [Faults::default(), Faults { expired_watches: 3, ..Faults::default() }] {
+        let before = proxy.watches();
+        proxy.set(faults);
+        proxy.cut_watches();
+        // That the PV is gone can be seen by a watch only.
+        let name = pv.metadata.name.clone().expect("it has a name");
+        let api: Api<PersistentVolume> = Api::all(node.client());
+        api.delete(&name, &DeleteParams::default()).await.expect("an admin may delete it");
+        let uid = pv.metadata.uid.clone();
+        pv = node.wait_pv(&disks.join("v"), |pv| pv.metadata.uid != uid && phase(pv) == "Available", SOON).await;
+        let asked = proxy.watches() - before;
+        assert!((1..40).contains(&asked), "{asked} watches asked for: neither none nor a stampede");
+        assert_eq!(proxy.faults().expired_watches, 0);
+    }
+    drop(agent);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn answers_that_are_lost_leave_neither_a_second_pv_nor_a_lost_one() {
+    let node = TestNode::new(shared(), "lost").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let proxy = Proxy::start(&node);
+    let agent = start_behind(&proxy, &node, &class, &disks);
+    wait_ready(&agent).await;
+    proxy.set(Faults { lost_creates: 2, lost_patches: 2, lost_deletes: 1, ..Faults::default() });
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let pv = node.wait_pv(&disks.join("v"), |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(pv.metadata.name.as_deref().expect("it has a name")).await;
+    std::fs::write(disks.join("v/secret"), "x").expect("a file can be written");
+    node.release(&claim).await;
+    let uid = pv.metadata.uid.clone();
+    node.wait_pv(&disks.join("v"), |pv| pv.metadata.uid != uid && phase(pv) == "Available", SOON).await;
+    assert!(!disks.join("v/secret").exists());
+    assert_eq!(node.pvs().await.len(), 1);
+    let left = proxy.faults();
+    assert_eq!((left.lost_creates, left.lost_patches, left.lost_deletes), (0, 0, 0), "each fault was met");
+    let wipes = agent.metric("mooring_wipes_total{outcome=\"success\"}").await;
+    assert_eq!(wipes, Some(1.0), "a lost answer is no reason to wipe again");
+    node.clean_up().await;
+}

@@ -1,0 +1,303 @@
+//! What holds for every input: of the decision, and of the way a volume is written
+//! into a PV and read back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
+use mooring::config::Config;
+use mooring::discovery::{Candidate, Finding};
+use mooring::identity::{DeviceNumber, Identity};
+use mooring::memory::Memory;
+use mooring::plan::{Action, Plan, World, plan};
+use mooring::pv::{self, Decoded, OwnedPv, Phase, Volume};
+use mooring::verdict::{Reason, Verdict};
+use mooring::volume::{AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+
+fn text() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9 ._\\\\-]{1,12}"
+}
+
+fn volume() -> impl Strategy<Value = Volume> {
+    let names = (text(), text(), text(), text());
+    let rest = (
+        btree_map("[a-z./]{1,10}", "[a-z]{0,5}", 0..4),
+        option::of((text(), text())),
+        option::of(text()),
+        any::<u64>(),
+        any::<[bool; 2]>(),
+        prop_oneof![
+            Just(AccessMode::ReadWriteOnce),
+            Just(AccessMode::ReadWriteMany),
+            Just(AccessMode::ReadWriteOncePod)
+        ],
+        vec(text(), 0..3),
+        vec((text(), vec(text(), 0..3)), 1..3),
+    );
+    (names, rest).prop_map(|((name, provisioner, class, path), rest)| {
+        let (labels, owner, fs_type, bytes, [block, retain], access_mode, mount_options, terms) = rest;
+        let term = |(key, values)| NodeSelectorTerm {
+            match_expressions: Some(vec![NodeSelectorRequirement { key, operator: "In".into(), values: Some(values) }]),
+            ..NodeSelectorTerm::default()
+        };
+        Volume {
+            name,
+            provisioner,
+            labels,
+            owner,
+            class,
+            path,
+            fs_type,
+            capacity: Capacity::rounded_down(bytes),
+            mode: if block { VolumeMode::Block } else { VolumeMode::Filesystem },
+            access_mode,
+            reclaim_policy: if retain { ReclaimPolicy::Retain } else { ReclaimPolicy::Delete },
+            mount_options,
+            affinity: terms.into_iter().map(term).collect(),
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_volume_survives_being_written_into_a_pv(volume in volume()) {
+        let encoded = pv::encode(&volume);
+        prop_assert_eq!(pv::decode(&encoded), Some(volume.clone()));
+        // Also as the API server sends it.
+        let json = serde_json::to_string(&encoded).expect("a PV is JSON");
+        prop_assert_eq!(pv::decode(&serde_json::from_str(&json).expect("it was JSON")), Some(volume));
+    }
+}
+
+/// A small world in which names, paths and classes collide often.
+#[derive(Clone, Debug)]
+struct Scene {
+    findings: Vec<Finding>,
+    owned: BTreeMap<String, OwnedPv>,
+    suspects: BTreeSet<String>,
+    foreign: BTreeMap<String, String>,
+    classes: BTreeMap<String, StorageClassFacts>,
+}
+
+fn node() -> NodeFacts {
+    NodeFacts { name: "n1".into(), uid: "node-uid".into(), hostname: "n1".into(), labels: BTreeMap::new() }
+}
+
+/// Classes a and b share a directory, c has its own.
+fn config() -> Config {
+    let map = "{a: {hostDir: /h, mountDir: /m}, b: {hostDir: /h, mountDir: /m, namePattern: '[^z]*'}, c: {hostDir: /x, mountDir: /x}}";
+    Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map.to_owned())])).expect("the config is valid")
+}
+
+fn candidate() -> Candidate {
+    let number = DeviceNumber { major: 7, minor: 0 };
+    Candidate { identity: Identity::Device { number, sequence: Some(1) }, capacity: Capacity::rounded_down(1 << 26) }
+}
+
+/// One PV as (class, entry, phase, policy is Retain, fenced, terminating, labelled, suspect).
+type PvSeed = (u8, u8, u8, bool, bool, bool, bool, bool);
+
+fn scene() -> impl Strategy<Value = Scene> {
+    let entries = btree_map(0_u8..5, any::<bool>(), 0..5);
+    let other_entries = btree_map(0_u8..5, any::<bool>(), 0..5);
+    let pvs = vec(
+        (0_u8..3, 0_u8..6, 0_u8..5, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        0..5,
+    );
+    let foreign = vec((0_u8..2, 0_u8..6), 0..3);
+    (entries, other_entries, pvs, foreign, vec(any::<bool>(), 3)).prop_map(|(h, x, pvs, foreign, present)| {
+        let config = config();
+        let mut findings = Vec::new();
+        for class in &config.classes {
+            for (entry, good) in if class.name == "c" { &x } else { &h } {
+                let name = entry_name(*entry);
+                findings.push(Finding {
+                    class: class.name.clone(),
+                    host_path: class.host_path(&name),
+                    selected: class.pattern.matches(&name),
+                    outcome: if *good { Ok(candidate()) } else { Err(Verdict::new(Reason::NotAMountPoint, "")) },
+                    entry: name,
+                });
+            }
+        }
+        let mut scene = Scene {
+            findings,
+            owned: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            foreign: foreign.into_iter().map(|(dir, entry)| (path(dir, entry), format!("foreign-{entry}"))).collect(),
+            classes: ["a", "b", "c"]
+                .into_iter()
+                .zip(present)
+                .filter(|(_, present)| *present)
+                .map(|(name, _)| (name.to_owned(), storage_class()))
+                .collect(),
+        };
+        pvs.into_iter().for_each(|seed| scene.add_pv(&config, seed));
+        scene
+    })
+}
+
+fn storage_class() -> StorageClassFacts {
+    StorageClassFacts { reclaim_policy: ReclaimPolicy::Delete, mount_options: Vec::new() }
+}
+
+fn entry_name(entry: u8) -> String {
+    ["z0", "e1", "e2", "e 3", "e\\4", "gone"][usize::from(entry)].to_owned()
+}
+
+fn path(dir: u8, entry: u8) -> String {
+    format!("{}/{}", ["/h", "/x"][usize::from(dir)], entry_name(entry))
+}
+
+impl Scene {
+    fn add_pv(
+        &mut self,
+        config: &Config,
+        (class, entry, phase, retain, fenced, terminating, labelled, suspect): PvSeed,
+    ) {
+        let class = &config.classes[usize::from(class)];
+        let entry = entry_name(entry);
+        let mut volume = pv::volume(config, class, &storage_class(), &node(), &entry, Capacity::rounded_down(1 << 26));
+        if retain {
+            volume.reclaim_policy = ReclaimPolicy::Retain;
+        }
+        if !labelled {
+            volume.labels.clear();
+        }
+        if self.owned.values().any(|owned| owned.volume.path == volume.path) {
+            return;
+        }
+        let phases = [Phase::Pending, Phase::Available, Phase::Bound, Phase::Released, Phase::Failed];
+        if suspect {
+            self.suspects.insert(volume.name.clone());
+        }
+        self.owned.insert(volume.name.clone(), owned_pv(volume, phases[usize::from(phase)], fenced, terminating));
+    }
+
+    fn plan(&self) -> Plan {
+        plan(&World {
+            config: &config(),
+            node: &node(),
+            classes: &self.classes,
+            findings: &self.findings,
+            owned: &self.owned,
+            suspects: &self.suspects,
+            foreign: &self.foreign,
+            memory: &Memory::default(),
+            now: Instant::now(),
+        })
+    }
+
+    /// What the API server would have after the actions went well.
+    fn apply(&mut self, actions: &[Action]) {
+        for action in actions {
+            match action {
+                Action::Create(volume) => {
+                    let pv = owned_pv((**volume).clone(), Phase::Available, false, false);
+                    assert!(self.owned.insert(volume.name.clone(), pv).is_none(), "no PV is made over another");
+                }
+                Action::Adopt { pv, .. } => {
+                    let labels = &mut self.owned.get_mut(pv).expect("it is ours").volume.labels;
+                    labels.insert(pv::NODE_LABEL.to_owned(), "n1".to_owned());
+                }
+                Action::LookAgain { pv } => _ = self.suspects.remove(pv),
+                Action::Reclaim(target) => _ = self.owned.remove(&target.pv),
+            }
+        }
+    }
+}
+
+fn owned_pv(volume: Volume, phase: Phase, fenced: bool, terminating: bool) -> OwnedPv {
+    OwnedPv {
+        uid: format!("uid-{}", volume.name),
+        resource_version: "1".to_owned(),
+        phase,
+        claim: None,
+        terminating,
+        fenced,
+        free_of_finalizers: !fenced,
+        volume,
+    }
+}
+
+fn offers(finding: &Finding, volume: &Volume) -> bool {
+    let same = finding.host_path == volume.path && finding.class == volume.class;
+    same && finding.selected && finding.outcome.is_ok()
+}
+
+proptest! {
+    #[test]
+    fn a_plan_that_was_carried_out_leaves_nothing_to_do(scene in scene()) {
+        let mut scene = scene;
+        // A look again shows what is to be done, a reclaim frees the path for a new PV.
+        for _ in 0..4 {
+            let actions = scene.plan().actions;
+            scene.apply(&actions);
+        }
+        prop_assert_eq!(scene.plan().actions, []);
+    }
+
+    #[test]
+    fn no_action_names_a_pv_or_path_of_others(scene in scene()) {
+        let foreign_pvs: BTreeSet<&String> = scene.foreign.values().collect();
+        for action in scene.plan().actions {
+            let pv = action.pv().to_owned();
+            prop_assert!(!foreign_pvs.contains(&pv));
+            match action {
+                Action::Create(volume) => {
+                    prop_assert!(!scene.owned.contains_key(&pv));
+                    prop_assert!(!scene.foreign.contains_key(&volume.path));
+                    prop_assert!(scene.owned.values().all(|owned| owned.volume.path != volume.path));
+                    let found = scene.findings.iter().any(|finding| offers(finding, &volume));
+                    prop_assert!(found);
+                }
+                Action::Adopt { uid, .. } => prop_assert_eq!(&uid, &scene.owned[&pv].uid),
+                Action::LookAgain { .. } => prop_assert!(scene.suspects.contains(&pv)),
+                Action::Reclaim(target) => {
+                    let owned = &scene.owned[&pv];
+                    let released = owned.phase == Phase::Released && owned.volume.reclaim_policy == ReclaimPolicy::Delete;
+                    prop_assert!(owned.fenced || released && !owned.terminating);
+                    prop_assert!(!scene.suspects.contains(&pv));
+                    prop_assert_eq!(format!("{}/{}", target.mount_dir.replace("/m", "/h"), target.entry), owned.volume.path.clone());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_actions_are_about_one_pv_or_path_and_every_entry_has_one_verdict(scene in scene()) {
+        let plan = scene.plan();
+        let pvs: Vec<&str> = plan.actions.iter().map(Action::pv).collect();
+        prop_assert_eq!(pvs.iter().collect::<BTreeSet<_>>().len(), pvs.len());
+        let paths: Vec<&String> = plan.actions.iter().filter_map(|action| match action {
+            Action::Create(volume) => Some(&volume.path),
+            _ => None,
+        }).collect();
+        prop_assert_eq!(paths.iter().collect::<BTreeSet<_>>().len(), paths.len());
+        for finding in &scene.findings {
+            let verdicts = plan.entries.iter().filter(|e| e.class == finding.class && e.path == finding.host_path);
+            prop_assert_eq!(verdicts.count(), 1);
+        }
+    }
+
+    #[test]
+    fn only_a_pv_that_is_signed_by_us_is_ours(signature in "local-volume-provisioner-n1(-node-uid|-other|)", label in option::of("n[12]"), name_only in any::<bool>()) {
+        let class = config().classes[0].clone();
+        let mut volume = pv::volume(&config(), &class, &storage_class(), &node(), "e", Capacity::rounded_down(4096));
+        volume.provisioner.clone_from(&signature);
+        if let Some(label) = &label {
+            volume.labels.insert("kubernetes.io/hostname".to_owned(), label.clone());
+        }
+        let mut object = pv::encode(&volume);
+        (object.metadata.uid, object.metadata.resource_version) = (Some("u".into()), Some("1".into()));
+        let ours = if name_only {
+            signature == "local-volume-provisioner-n1" || label.as_deref() == Some("n1")
+        } else {
+            signature == "local-volume-provisioner-n1-node-uid"
+        };
+        prop_assert_eq!(matches!(pv::sort(&object, &node(), name_only), Decoded::Owned(_)), ours);
+    }
+}

@@ -1,0 +1,238 @@
+//! From a Released PV to an empty volume that is offered anew. What was wiped is read
+//! where it was stored.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+
+use crate::common::{SOON, start, wait_verdict};
+use crate::harness::disk::{self, LoopDisk};
+use crate::harness::node::TestNode;
+use crate::harness::shared;
+use crate::harness::volumes::phase;
+
+fn name(pv: &PersistentVolume) -> &str {
+    pv.metadata.name.as_deref().expect("a PV has a name")
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).expect("the directory can be read");
+    names.map(|entry| entry.expect("it can be read").file_name().to_string_lossy().into_owned()).collect()
+}
+
+async fn available(node: &TestNode, path: &Path) -> PersistentVolume {
+    node.wait_pv(path, |pv| phase(pv) == "Available", SOON).await
+}
+
+/// Waits until the path is offered by another PV than before.
+async fn offered_anew(node: &TestNode, path: &Path, before: &PersistentVolume) -> PersistentVolume {
+    let uid = before.metadata.uid.clone();
+    let again = node.wait_pv(path, |pv| phase(pv) == "Available" && pv.metadata.uid != uid, SOON).await;
+    assert_eq!(name(&again), name(before), "under the same name");
+    assert_eq!(again.metadata.finalizers, before.metadata.finalizers, "with no finalizer of ours");
+    again
+}
+
+#[tokio::test]
+async fn a_released_filesystem_is_emptied_and_offered_anew() {
+    let node = TestNode::new(shared(), "fs").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let volume = disks.join("v");
+    let _disk = disk::ext4(&volume, 64 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &volume).await;
+    let claim = node.bind(name(&pv)).await;
+
+    // What a tenant leaves: files, links, a tree deeper than any limit on open files,
+    // something in lost+found, and a name that looks like ours.
+    fs::write(volume.join("secret"), "secret").expect("a file can be written");
+    fs::create_dir_all(volume.join(".mooring-wipe-1/kept")).expect("a directory can be made");
+    fs::write(volume.join("lost+found/rescued"), "secret").expect("a file can be written");
+    symlink("/etc", volume.join("link")).expect("a link can be made");
+    let mut deep = volume.clone();
+    for level in 0..300 {
+        deep = deep.join(format!("d{level}"));
+        fs::create_dir(&deep).expect("a directory can be made");
+    }
+    fs::write(deep.join("bottom"), "secret").expect("a file can be written");
+
+    node.release(&claim).await;
+    offered_anew(&node, &volume, &pv).await;
+    assert_eq!(entries(&volume), ["lost+found"]);
+    assert_eq!(entries(&volume.join("lost+found")), [""; 0]);
+    assert!(Path::new("/etc/passwd").exists(), "what a link leads to is not the volume's");
+    assert_eq!(agent.metric("mooring_wipes_total{outcome=\"success\"}").await, Some(1.0));
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_released_device_reads_zeros_and_is_offered_anew() {
+    let node = TestNode::new(shared(), "dev").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    // Not a multiple of any chunk.
+    let disk = LoopDisk::new(node.dir(), (100 << 20) + 12 * 512);
+    let link = disk.link(&disks, "disk");
+    let agent = start(&node, &[(&class, &disks, "volumeMode: Block")]);
+    let pv = available(&node, &link).await;
+    let claim = node.bind(name(&pv)).await;
+    let size = (100 << 20) + 12 * 512;
+    for offset in [0, 4096 * 777, 50 << 20, size - 512] {
+        disk.write_at(offset, &[b"TENANT-SECRET".as_slice(), &[b'.'; 499]].concat());
+    }
+    assert!(disk.backing_contains(b"TENANT-SECRET"));
+    node.release(&claim).await;
+    offered_anew(&node, &link, &pv).await;
+    assert!(!disk.backing_contains(b"TENANT-SECRET"));
+    assert!(disk.read_all().iter().all(|byte| *byte == 0));
+    drop(agent);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_retained_volume_is_left_alone() {
+    let node = TestNode::new(shared(), "retain").await;
+    let class = node.class("kept", "Retain").await;
+    let disks = node.discovery_dir("disks");
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &disks.join("v")).await;
+    let claim = node.bind(name(&pv)).await;
+    fs::write(disks.join("v/data"), "data").expect("a file can be written");
+    node.release(&claim).await;
+    let released = node.wait_pv(&disks.join("v"), |pv| phase(pv) == "Released", SOON).await;
+    // Something else happens, and is dealt with.
+    disk::tmpfs(&disks.join("w"), 1 << 20);
+    available(&node, &disks.join("w")).await;
+    wait_verdict(&agent, &class, "v", "Published").await;
+    assert_eq!(entries(&disks.join("v")), ["data"]);
+    let pvs = node.pvs().await;
+    let now = pvs.iter().find(|pv| name(pv) == name(&released)).expect("it is still there");
+    assert_eq!(now.metadata.resource_version, released.metadata.resource_version, "it was not touched");
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_filesystem_that_is_not_mounted_is_never_cleaned() {
+    let node = TestNode::new(shared(), "unmounted").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let volume = disks.join("v");
+    let disk = LoopDisk::new(node.dir(), 16 << 20);
+    let formatted = std::process::Command::new("mkfs.ext4").arg("-q").arg(&disk.device).status();
+    assert!(formatted.expect("mkfs.ext4 can be run").success());
+    fs::create_dir(&volume).expect("a directory can be made");
+    disk.mount_ext4(&volume);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &volume).await;
+    let claim = node.bind(name(&pv)).await;
+    fs::write(volume.join("inside"), "x").expect("a file can be written");
+    disk::umount(&volume);
+    fs::write(volume.join("beneath"), "x").expect("a file can be written");
+    wait_verdict(&agent, &class, "v", "NotAMountPoint").await;
+    node.release(&claim).await;
+    node.wait_pv(&volume, |pv| phase(pv) == "Released", SOON).await;
+    wait_verdict(&agent, &class, "v", "NotAMountPoint").await;
+    assert_eq!(entries(&volume), ["beneath"]);
+    // Mounted again, it is cleaned, and what lies beneath still is not.
+    disk.mount_ext4(&volume);
+    offered_anew(&node, &volume, &pv).await;
+    assert_eq!(entries(&volume), ["lost+found"]);
+    disk::umount(&volume);
+    assert_eq!(entries(&volume), ["beneath"]);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn what_is_mounted_inside_a_volume_is_not_the_volumes() {
+    let node = TestNode::new(shared(), "nested").await;
+    let class = node.class("fast", "Delete").await;
+    let (disks, elsewhere) = (node.discovery_dir("disks"), node.discovery_dir("elsewhere"));
+    let volume = disks.join("v");
+    disk::tmpfs(&volume, 16 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &volume).await;
+    let claim = node.bind(name(&pv)).await;
+    // Another filesystem, and a subtree of the very same one.
+    disk::tmpfs(&volume.join("a/other"), 1 << 20);
+    fs::write(volume.join("a/other/precious"), "x").expect("a file can be written");
+    fs::create_dir_all(volume.join("self/here")).expect("a directory can be made");
+    fs::write(volume.join("own"), "x").expect("a file can be written");
+    fs::write(elsewhere.join("precious"), "x").expect("a file can be written");
+    disk::bind_mount(&elsewhere, &volume.join("self/here"));
+    symlink(&elsewhere, volume.join("link")).expect("a link can be made");
+
+    node.release(&claim).await;
+    let sentence = wait_verdict(&agent, &class, "v", "Refused").await;
+    assert!(sentence.contains("mounted there"), "{sentence}");
+    assert_eq!(entries(&volume.join("a/other")), ["precious"]);
+    assert_eq!(entries(&elsewhere), ["precious"]);
+    assert!(!volume.join("own").exists() && !volume.join("link").is_symlink(), "the rest is removed");
+    let fenced = node.wait_pv(&volume, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
+    assert_eq!(fenced.metadata.uid, pv.metadata.uid, "no claim can get at it meanwhile");
+
+    disk::umount(&volume.join("a/other"));
+    disk::umount(&volume.join("self/here"));
+    offered_anew(&node, &volume, &pv).await;
+    assert_eq!(entries(&volume), [""; 0]);
+    assert_eq!(entries(&elsewhere), ["precious"]);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_device_in_use_is_wiped_when_it_is_free() {
+    let node = TestNode::new(shared(), "busy").await;
+    let class = node.class("raw", "Delete").await;
+    let (disks, elsewhere) = (node.discovery_dir("disks"), node.discovery_dir("elsewhere"));
+    let disk = LoopDisk::new(node.dir(), 16 << 20);
+    let link = disk.link(&disks, "disk");
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &link).await;
+    let claim = node.bind(name(&pv)).await;
+    let formatted = std::process::Command::new("mkfs.ext4").arg("-q").arg(&disk.device).status();
+    assert!(formatted.expect("mkfs.ext4 can be run").success());
+    disk.mount_ext4(&elsewhere);
+    fs::write(elsewhere.join("data"), "TENANT-SECRET").expect("a file can be written");
+    node.release(&claim).await;
+    let sentence = wait_verdict(&agent, &class, "disk", "Busy").await;
+    assert!(sentence.contains("in use"), "{sentence}");
+    let waiting = node.wait_pv(&link, |pv| phase(pv) == "Released", SOON).await;
+    assert!(waiting.metadata.deletion_timestamp.is_none(), "a busy volume is not even fenced");
+    assert_eq!(entries(&elsewhere).len(), 2, "nothing was touched");
+    disk::umount(&elsewhere);
+    offered_anew(&node, &link, &pv).await;
+    assert!(disk.read_all().iter().all(|byte| *byte == 0));
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_pv_whose_path_is_no_first_level_entry_is_refused() {
+    let node = TestNode::new(shared(), "crafted").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let (good, deep) = (LoopDisk::new(node.dir(), 1 << 20), LoopDisk::new(node.dir(), 1 << 20));
+    deep.write_at(0, &[b'x'; 512]);
+    fs::create_dir(disks.join("deeper")).expect("a directory can be made");
+    deep.link(&disks.join("deeper"), "disk");
+    // Signed and labelled as ours are.
+    let signature = format!("local-volume-provisioner-{}-{}", node.name(), node.uid());
+    let mut crafted = node.local_pv(&format!("crafted-{}", node.name()), &class, &disks.join("deeper/disk"));
+    crafted.metadata.annotations = Some([("pv.kubernetes.io/provisioned-by".to_owned(), signature)].into());
+    crafted.metadata.labels = Some([("mooring.dev/node".to_owned(), node.name().to_owned())].into());
+    let crafted = node.create_pv(&crafted).await;
+    let claim = node.bind(name(&crafted)).await;
+    node.release(&claim).await;
+    let released = node.wait_pv(&disks.join("deeper/disk"), |pv| phase(pv) == "Released", SOON).await;
+
+    let agent = start(&node, &[(&class, &disks, "volumeMode: Block")]);
+    agent.wait_log("is no entry of a configured directory", SOON).await;
+    // Whatever else it does, it does beside it.
+    available(&node, &good.link(&disks, "good")).await;
+    let now = node.wait_pv(&disks.join("deeper/disk"), |_| true, SOON).await;
+    assert_eq!(now.metadata.resource_version, released.metadata.resource_version, "it was not touched");
+    assert!(deep.read_all()[..512].iter().all(|byte| *byte == b'x'), "it was not wiped");
+    node.clean_up().await;
+}
