@@ -3,11 +3,14 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 
+# Where Debian keeps losetup and mkfs.ext4; a root shell by plain `su` lacks them.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 CARGO ?= cargo
 GO ?= go
 
 # `.cargo/config.toml` names a target, so binaries are one directory deeper than usual.
-HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+HOST = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 TARGET_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))
 BINARY = $(TARGET_DIR)/$(HOST)/release/mooring
 CLUSTER = .build/cluster

@@ -6,25 +6,25 @@
 //! (`make lint` checks it). The first group is pure: no clock, file, task or client.
 
 // The functional core.
+pub mod volume;
+pub mod verdict;
+pub mod identity;
+pub mod pattern;
 pub mod config;
 pub mod discovery;
-pub mod identity;
-pub mod memory;
-pub mod pattern;
-pub mod plan;
 pub mod pv;
-pub mod reclaim;
-pub mod report;
 #[cfg(test)]
 mod testing;
-pub mod verdict;
-pub mod volume;
+pub mod reclaim;
+pub mod memory;
+pub mod plan;
+pub mod report;
 
 // The imperative shell.
-pub mod admin;
-pub mod cache;
-pub mod cluster;
-pub mod controller;
-pub mod deleter;
 pub mod metrics;
 pub mod node;
+pub mod deleter;
+pub mod cluster;
+pub mod cache;
+pub mod admin;
+pub mod controller;

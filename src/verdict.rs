@@ -94,13 +94,13 @@ impl Reason {
             Self::ModeMismatch => "set volumeMode: Filesystem for the class, or put a link to a block device there",
             Self::NoStorageClass => "create the StorageClass, or take the class out of storageClassMap",
             Self::DuplicateOf => "remove one of the two, or set namePattern so that only one class matches",
-            Self::Busy => "stop whatever uses it; it is wiped as soon as it is free",
+            Self::Busy => "stop whatever uses it",
             Self::IdentityChanged => "put the former disk back, or delete the PV if its data is of no use any more",
             Self::ZeroCapacity => "attach a medium, or remove the entry",
             Self::Unsupported => "replace it by a mounted directory or a link to a block device, or remove it",
             Self::Unresponsive => "look after the disk or the server behind it; it is taken up again when it answers",
             Self::Vanished => "mount or attach it again; delete the PV if it will not come back",
-            Self::Refused => "see the sentence beside it",
+            Self::Refused => "see the detail",
             Self::PathInUse => "delete the other PV, or remove the entry",
         }
     }

@@ -7,6 +7,7 @@
 mod harness;
 
 mod common;
+mod docs;
 mod golden;
 mod harness_test;
 mod outage;

@@ -109,3 +109,66 @@ async fn an_entry_that_hangs_delays_no_other_and_is_taken_up_when_it_answers() {
     drop(frozen);
     node.clean_up().await;
 }
+
+#[tokio::test]
+async fn a_thread_that_the_kernel_holds_is_named_and_holds_up_nothing_else() {
+    let node = TestNode::new(shared(), "held").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let frozen = FrozenMount::new(&node.root().join("frozen"), 64 << 20);
+    let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
+    let link = disk.link(&disks, "disk");
+    let mut agent = start(&node, &[(&class, &disks, "")]);
+    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let name = pv.metadata.name.clone().expect("it has a name");
+    let claim = node.bind(&name).await;
+    frozen.freeze(true);
+    node.release(&claim).await;
+    node.wait_pv(&link, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
+    // Others are published and wiped meanwhile.
+    let other = disks.join("other");
+    disk::tmpfs(&other, 1 << 20);
+    let pv = node.wait_pv(&other, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(pv.metadata.name.as_deref().expect("it has a name")).await;
+    node.release(&claim).await;
+    let uid = pv.metadata.uid;
+    node.wait_pv(&other, |pv| pv.metadata.uid != uid && phase(pv) == "Available", SOON).await;
+    assert_eq!(agent.get("/healthz").await.0, 200);
+
+    let start = Instant::now();
+    agent.signal(Signal::SIGTERM);
+    let line = agent.wait_log("The kernel holds this thread", Duration::from_secs(60)).await;
+    assert!(line.contains(&name) && line.contains("wipe-"), "{line}");
+    agent.wait_log("Stopped", SOON).await;
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    // The kernel lets a process go only with its last thread.
+    frozen.freeze(false);
+    assert!(agent.wait_exit(SOON).await.success());
+    drop((disk, frozen));
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_agent_at_once() {
+    let node = TestNode::new(shared(), "twice").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let frozen = FrozenMount::new(&node.root().join("frozen"), 64 << 20);
+    let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
+    let link = disk.link(&disks, "disk");
+    let mut agent = start(&node, &[(&class, &disks, "")]);
+    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(pv.metadata.name.as_deref().expect("it has a name")).await;
+    frozen.freeze(true);
+    node.release(&claim).await;
+    node.wait_pv(&link, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
+    agent.signal(Signal::SIGTERM);
+    agent.wait_log("Stopping", SOON).await;
+    agent.signal(Signal::SIGTERM);
+    agent.wait_log("Second signal: ending at once", SOON).await;
+    frozen.freeze(false);
+    assert_eq!(agent.wait_exit(SOON).await.code(), Some(1));
+    assert!(!agent.logs().iter().any(|line| line.contains("Stopped")), "it did not wait");
+    drop((disk, frozen));
+    node.clean_up().await;
+}
