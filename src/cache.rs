@@ -84,7 +84,7 @@ impl Cache {
             Event::PvsListed(names) => {
                 let missing = self.owned.iter().filter(|(name, owned)| {
                     // A PV without our label never was in the list.
-                    !names.contains(*name) && owned.volume.labels.contains_key(pv::NODE_LABEL)
+                    !names.contains(*name) && owned.labelled
                 });
                 self.suspects.extend(missing.map(|(name, _)| name.clone()));
                 self.pvs_listed = true;
@@ -112,9 +112,9 @@ impl Cache {
         };
         let owned = (**owned).clone();
         if owned.terminating && owned.free_of_finalizers {
-            self.remove(&owned.volume.name);
+            self.remove(&owned.name);
         } else {
-            self.suspects.remove(&owned.volume.name);
+            self.suspects.remove(&owned.name);
             self.insert(decoded);
         }
         Some(owned)
@@ -130,7 +130,7 @@ impl Cache {
     fn insert(&mut self, decoded: Decoded) -> bool {
         match decoded {
             Decoded::Owned(owned) => {
-                let name = owned.volume.name.clone();
+                let name = owned.name.clone();
                 // Answers of writes overtake the watch; what it says of before is old.
                 if self.owned.get(&name).is_some_and(|known| version(known) >= version(&owned)) {
                     return false;

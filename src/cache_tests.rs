@@ -14,7 +14,7 @@ fn seen(pv: OwnedPv) -> Event {
 }
 
 fn left(pv: &OwnedPv, gone: bool) -> Event {
-    Event::PvLeft { name: pv.volume.name.clone(), uid: pv.uid.clone(), gone }
+    Event::PvLeft { name: pv.name.clone(), uid: pv.uid.clone(), gone }
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn old_news_does_not_undo_the_answer_of_a_write() {
     assert!(cache.apply(seen(new.clone())));
     assert!(!cache.apply(seen(old)), "versions are numbers: 9 is older than 10");
     assert!(!cache.apply(seen(new.clone())), "the same again is no news");
-    assert_eq!(cache.owned()[&new.volume.name].phase, Phase::Bound);
+    assert_eq!(cache.owned()[&new.name].phase, Phase::Bound);
 }
 
 #[test]
@@ -54,12 +54,12 @@ fn a_pv_that_leaves_the_watch_is_only_suspect_unless_it_is_certainly_gone() {
     let pv = at_version("a", 1);
     cache.apply(seen(pv.clone()));
     cache.apply(left(&pv, false));
-    assert!(cache.owned().contains_key(&pv.volume.name) && cache.suspects().contains(&pv.volume.name));
+    assert!(cache.owned().contains_key(&pv.name) && cache.suspects().contains(&pv.name));
     cache.apply(seen(at_version("a", 2)));
     assert!(cache.suspects().is_empty(), "it is there after all");
     let another = OwnedPv { uid: "of a former PV of that name".to_owned(), ..pv.clone() };
     cache.apply(left(&another, true));
-    assert!(cache.owned().contains_key(&pv.volume.name));
+    assert!(cache.owned().contains_key(&pv.name));
     cache.apply(left(&pv, true));
     assert!(cache.owned().is_empty());
 }
@@ -68,13 +68,13 @@ fn a_pv_that_leaves_the_watch_is_only_suspect_unless_it_is_certainly_gone() {
 fn a_list_without_a_pv_makes_it_suspect_and_one_that_has_no_label_is_not_expected_there() {
     let mut cache = Cache::default();
     let (labelled, mut bare) = (at_version("a", 1), at_version("b", 1));
-    bare.volume.labels.remove(pv::NODE_LABEL);
+    bare.labelled = false;
     cache.apply(seen(labelled.clone()));
     cache.apply(Event::Swept(Decoded::Owned(Box::new(bare.clone()))));
     cache.apply(Event::PvsListed(BTreeSet::new()));
-    assert_eq!(*cache.suspects(), BTreeSet::from([labelled.volume.name.clone()]));
-    cache.remove(&labelled.volume.name);
-    assert_eq!(cache.owned().keys().collect::<Vec<_>>(), [&bare.volume.name]);
+    assert_eq!(*cache.suspects(), BTreeSet::from([labelled.name.clone()]));
+    cache.remove(&labelled.name);
+    assert_eq!(cache.owned().keys().collect::<Vec<_>>(), [&bare.name]);
     assert!(cache.suspects().is_empty());
 }
 
@@ -95,16 +95,16 @@ fn answers_are_learned_from() {
     let mut cache = Cache::default();
     cache.apply(Event::Node(Ok(testing::node())));
     let owned = at_version("a", 1);
-    let mut object = pv::encode(&owned.volume);
+    let mut object = pv::encode(&testing::volume("a", "c"));
     (object.metadata.uid, object.metadata.resource_version) = (Some("u".to_owned()), Some("5".to_owned()));
     assert!(cache.learn(&object, false).is_some());
-    assert_eq!(cache.owned()[&owned.volume.name].uid, "u");
+    assert_eq!(cache.owned()[&owned.name].uid, "u");
     // Without a finalizer, what is to be deleted is deleted.
     object.metadata.resource_version = Some("6".to_owned());
     object.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").ok();
     object.metadata.finalizers = Some(vec!["kubernetes.io/pv-protection".to_owned()]);
     assert!(object.metadata.deletion_timestamp.is_some() && cache.learn(&object, false).is_some());
-    assert!(cache.owned()[&owned.volume.name].terminating);
+    assert!(cache.owned()[&owned.name].terminating);
     (object.metadata.resource_version, object.metadata.finalizers) = (Some("7".to_owned()), None);
     cache.learn(&object, false);
     assert!(cache.owned().is_empty());
@@ -112,5 +112,5 @@ fn answers_are_learned_from() {
     object.metadata.annotations = None;
     object.metadata.deletion_timestamp = None;
     assert!(cache.learn(&object, false).is_none());
-    assert_eq!(cache.foreign()["/h/c/a"], owned.volume.name);
+    assert_eq!(cache.foreign()["/h/c/a"], owned.name);
 }

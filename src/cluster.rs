@@ -85,42 +85,47 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Reads the kubeconfig that `KUBECONFIG` names, else the pod's own credentials, and
-/// returns a client for calls and one for watches.
-///
-/// # Errors
-/// When neither is there or usable.
-pub async fn connect() -> anyhow::Result<(Client, Client)> {
-    let mut config = if std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()) {
-        Config::from_kubeconfig(&KubeConfigOptions::default()).await?
-    } else {
-        Config::incluster()?
-    };
-    // A call that is retried out of sight is done twice, or much later than decided.
-    config.default_retry = false;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    config.read_timeout = Some(DEADLINE);
-    let agent = concat!("mooring/", env!("CARGO_PKG_VERSION"));
-    config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
-    let calls = Client::try_from(config.clone())?;
-    // Longer than a watch lasts (60 s), or its silence would count as a failure.
-    config.read_timeout = Some(Duration::from_secs(70));
-    Ok((calls, Client::try_from(config)?))
-}
-
 /// Reads and writes PVs.
 #[derive(Clone)]
 pub struct Cluster {
+    config: Arc<Config>,
     pvs: Api<PersistentVolume>,
     calls: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
 impl Cluster {
-    /// Works through the given client.
-    #[must_use]
-    pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
-        Self { pvs: Api::all(client), calls: Arc::new(Semaphore::new(MAX_CALLS)), metrics }
+    /// Reads the kubeconfig that `KUBECONFIG` names, else the pod's own credentials.
+    /// Also returns a client for watches.
+    ///
+    /// # Errors
+    /// When neither is there or usable.
+    pub async fn connect(metrics: Arc<Metrics>) -> anyhow::Result<(Self, Client)> {
+        let mut config = if std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()) {
+            Config::from_kubeconfig(&KubeConfigOptions::default()).await?
+        } else {
+            Config::incluster()?
+        };
+        // A call that is retried out of sight is done twice, or much later than decided.
+        config.default_retry = false;
+        config.connect_timeout = Some(Duration::from_secs(5));
+        let agent = concat!("mooring/", env!("CARGO_PKG_VERSION"));
+        config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));
+        // Longer than a watch lasts (60 s), or its silence would count as a failure.
+        config.read_timeout = Some(Duration::from_secs(70));
+        let watches = Client::try_from(config.clone())?;
+        config.read_timeout = Some(DEADLINE);
+        let pvs = Api::all(Client::try_from(config.clone())?);
+        Ok((Self { config: Arc::new(config), pvs, calls: Arc::new(Semaphore::new(MAX_CALLS)), metrics }, watches))
+    }
+
+    /// Closes the connections that a burst of calls has left, which the client below
+    /// would keep for ever. Calls under way are not disturbed.
+    pub fn close_idle_connections(&mut self) {
+        match Client::try_from((*self.config).clone()) {
+            Ok(client) => self.pvs = Api::all(client),
+            Err(error) => tracing::debug!(%error, "No new client; keeping the old connections"),
+        }
     }
 
     async fn call<T>(&self, verb: &'static str, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
@@ -177,7 +182,7 @@ impl Cluster {
     /// [`ApiError::Conflict`] when something has.
     pub async fn fence(&self, pv: &OwnedPv) -> Result<PersistentVolume, ApiError> {
         let metadata = json!({ "uid": pv.uid, "resourceVersion": pv.resource_version, "finalizers": [WIPE_FINALIZER] });
-        self.patch(&pv.volume.name, &json!({ "metadata": metadata })).await
+        self.patch(&pv.name, &json!({ "metadata": metadata })).await
     }
 
     /// Deletes a PV that our finalizer keeps, if nothing at all has changed on it. It
@@ -191,7 +196,7 @@ impl Cluster {
             uid: Some(pv.uid.clone()),
             resource_version: Some(pv.resource_version.clone()),
         });
-        Ok(self.call("delete", self.pvs.delete(&pv.volume.name, &params)).await?.left())
+        Ok(self.call("delete", self.pvs.delete(&pv.name, &params)).await?.left())
     }
 
     /// Takes our finalizer off a PV that is not to be wiped after all. It must not be
@@ -206,7 +211,7 @@ impl Cluster {
             "resourceVersion": pv.resource_version,
             "$deleteFromPrimitiveList/finalizers": [WIPE_FINALIZER],
         });
-        self.patch(&pv.volume.name, &json!({ "metadata": metadata })).await
+        self.patch(&pv.name, &json!({ "metadata": metadata })).await
     }
 
     /// Takes our finalizer off the Terminating PV that the warrant is for, and with it

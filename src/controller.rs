@@ -21,7 +21,7 @@ use crate::deleter::Control;
 use crate::discovery::{self, Finding, Listing, Snapshot};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
-use crate::node::Scanner;
+use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, EntryStatus, World};
 use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
@@ -80,6 +80,10 @@ pub struct Controller {
     stop: watch::Sender<bool>,
     dirty: bool,
     decided_at: Option<Instant>,
+    /// The first decision since the last [`Controller::settle`].
+    unsettled_since: Option<Instant>,
+    /// The most calls at the same time since then.
+    calls_since_settled: usize,
     wake_at: Option<Instant>,
     resync_at: Instant,
 }
@@ -126,6 +130,8 @@ impl Controller {
             stop,
             dirty: false,
             decided_at: None,
+            unsettled_since: None,
+            calls_since_settled: 0,
             wake_at: None,
             resync_at,
         })
@@ -152,6 +158,7 @@ impl Controller {
                 self.decide();
             }
             self.begin_queued();
+            self.calls_since_settled = self.calls_since_settled.max(self.work.len());
         }
         self.stop().await;
     }
@@ -159,7 +166,8 @@ impl Controller {
     fn next_wake(&self) -> Instant {
         let now = Instant::now();
         let rest = self.decided_at.filter(|_| self.dirty).map(|at| at + DECISION_REST);
-        let times = [rest, self.wake_at, Some(self.resync_at), Some(now + HEARTBEAT)];
+        let settle = self.unsettled_since.filter(|_| self.work.is_empty()).map(|since| since + HEARTBEAT);
+        let times = [rest, settle, self.wake_at, Some(self.resync_at), Some(now + HEARTBEAT)];
         times.into_iter().flatten().min().unwrap_or(now)
     }
 
@@ -170,6 +178,9 @@ impl Controller {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        if self.unsettled_since.is_some_and(|since| now - since >= HEARTBEAT) && self.work.is_empty() {
+            self.settle();
+        }
         if self.wake_at.is_some_and(|at| at <= now) {
             self.wake_at = None;
             self.dirty = true;
@@ -179,6 +190,17 @@ impl Controller {
             self.scanner.look_at_everything();
             self.dirty = true;
         }
+    }
+
+    /// Gives back what a burst of work has left behind: connections and memory.
+    fn settle(&mut self) {
+        if self.calls_since_settled > 1 {
+            self.cluster.close_idle_connections();
+            self.tools.cluster = self.cluster.clone();
+        }
+        self.calls_since_settled = 0;
+        self.unsettled_since = None;
+        ioctl::release_free_memory();
     }
 
     fn look_at_snapshot(&mut self) {
@@ -264,6 +286,7 @@ impl Controller {
         });
         self.dirty = false;
         self.decided_at = Some(now);
+        self.unsettled_since.get_or_insert(now);
         self.wake_at = plan.wake_at;
         self.queue.extend(plan.actions.into_iter().inspect(|action| self.memory.begin(action.pv())));
         self.view.send_modify(|view| {

@@ -11,14 +11,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mooring::admin::{self, View};
-use mooring::cluster::{self, Cluster};
+use mooring::cluster::Cluster;
 use mooring::config::Config;
 use mooring::controller::{Controller, Parts};
 use mooring::metrics::Metrics;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use args::{AgentArgs, Command, LogFormat};
 
@@ -56,12 +58,18 @@ fn main() -> ExitCode {
 fn start_logging(args: &AgentArgs) {
     let level = if args.verbosity >= 4 { LevelFilter::DEBUG } else { LevelFilter::INFO };
     // What kube says of a failed call, its caller says too, once and with the remedy.
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .parse_lossy(format!("warn,kube_client=off,kube_runtime=off,mooring={level}"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let targets = Targets::new().with_default(LevelFilter::WARN).with_targets([
+        ("kube_client", LevelFilter::OFF),
+        ("kube_runtime", LevelFilter::OFF),
+        ("mooring", level),
+    ]);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(targets);
     match args.log_format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).init(),
+        LogFormat::Text => {
+            registry.with(lines.with_ansi(std::io::stderr().is_terminal()).with_target(false)).init();
+        }
+        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_current_span(false)).init(),
     }
 }
 
@@ -80,10 +88,9 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
 
     let work = async {
         let config = read_config(&args.config_dir, &view).await;
-        let (calls, watches) = cluster::connect()
+        let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
             .await
             .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
-        let cluster = Cluster::new(calls, Arc::clone(&metrics));
         let controller = Controller::start(Parts { config, node_name, cluster, watches, view, metrics })?;
         controller.run(shutdown).await;
         anyhow::Ok(())

@@ -114,19 +114,18 @@ pub struct Target {
 #[must_use]
 pub fn plan(world: &World<'_>) -> Plan {
     let mut plan = Plan::default();
-    let by_path: HashMap<&str, &OwnedPv> =
-        world.owned.values().map(|owned| (owned.volume.path.as_str(), owned)).collect();
+    let by_path: HashMap<&str, &OwnedPv> = world.owned.values().map(|owned| (owned.path.as_str(), owned)).collect();
     let mut taken: HashMap<&str, &str> = HashMap::new();
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     for finding in world.findings {
         let owned = by_path.get(finding.host_path.as_str()).copied();
         let verdict = match owned {
-            Some(owned) if owned.volume.class == finding.class => {
-                seen.insert(&owned.volume.name);
+            Some(owned) if owned.class == finding.class => {
+                seen.insert(&owned.name);
                 reclaim_or_keep(world, owned, finding, &mut plan)
             }
             Some(owned) if finding.selected && finding.outcome.is_ok() => {
-                let detail = format!("PV {} of class {} offers it", owned.volume.name, owned.volume.class);
+                let detail = format!("PV {} of class {} offers it", owned.name, owned.class);
                 Verdict::new(Reason::DuplicateOf, detail)
             }
             _ => {
@@ -144,13 +143,13 @@ pub fn plan(world: &World<'_>) -> Plan {
             class: finding.class.clone(),
             entry: finding.entry.clone(),
             path: finding.host_path.clone(),
-            pv: owned.filter(|owned| owned.volume.class == finding.class).map(|owned| owned.volume.name.clone()),
+            pv: owned.filter(|owned| owned.class == finding.class).map(|owned| owned.name.clone()),
             verdict,
         });
     }
     for owned in world.owned.values() {
         adopt_or_look_again(world, owned, &mut plan);
-        if !seen.contains(owned.volume.name.as_str()) {
+        if !seen.contains(owned.name.as_str()) {
             plan.entries.push(without_finding(world, owned));
         }
     }
@@ -185,7 +184,7 @@ fn create(world: &World<'_>, finding: &Finding, winner: Option<&str>, plan: &mut
     }
     let volume = pv::volume(world.config, class, storage_class, world.node, &finding.entry, *capacity);
     if let Some(other) = world.owned.get(&volume.name) {
-        let detail = format!("the name {} is taken by the PV for {}", volume.name, other.volume.path);
+        let detail = format!("the name {} is taken by the PV for {}", volume.name, other.path);
         return Err(Verdict::new(Reason::Refused, detail));
     }
     if world.memory.in_flight.contains(&volume.name) {
@@ -200,7 +199,7 @@ fn create(world: &World<'_>, finding: &Finding, winner: Option<&str>, plan: &mut
 
 /// A volume with a PV of ours: leave it, or reclaim it when its claim is gone.
 fn reclaim_or_keep(world: &World<'_>, owned: &OwnedPv, finding: &Finding, plan: &mut Plan) -> Verdict {
-    let name = &owned.volume.name;
+    let name = &owned.name;
     let candidate = match &finding.outcome {
         Ok(candidate) => candidate,
         Err(verdict) => return verdict.clone(),
@@ -226,21 +225,20 @@ fn reclaim_or_keep(world: &World<'_>, owned: &OwnedPv, finding: &Finding, plan: 
 
 /// Released with policy Delete; or with our fence on it, whatever became of it since.
 fn wants_reclaim(owned: &OwnedPv) -> bool {
-    let released = owned.phase == Phase::Released && owned.volume.reclaim_policy == ReclaimPolicy::Delete;
+    let released = owned.phase == Phase::Released && owned.reclaim_policy == ReclaimPolicy::Delete;
     owned.fenced || (released && !owned.terminating)
 }
 
 /// Where to find the volume of a PV; refused unless its path is exactly a first-level
 /// entry of its class's directory.
 fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<Target, Verdict> {
-    let class = world.config.class(&owned.volume.class);
-    let Some((class, entry)) = class.and_then(|class| class.entry_of(&owned.volume.path).map(|entry| (class, entry)))
-    else {
-        let detail = format!("{} is no entry of a configured directory of its class", owned.volume.path);
+    let class = world.config.class(&owned.class);
+    let Some((class, entry)) = class.and_then(|class| class.entry_of(&owned.path).map(|entry| (class, entry))) else {
+        let detail = format!("{} is no entry of a configured directory of its class", owned.path);
         return Err(Verdict::new(Reason::Refused, detail));
     };
     Ok(Target {
-        pv: owned.volume.name.clone(),
+        pv: owned.name.clone(),
         uid: owned.uid.clone(),
         mount_dir: class.mount_dir.clone(),
         entry: entry.to_owned(),
@@ -255,13 +253,13 @@ fn waiting(world: &World<'_>, pv: &str, plan: &mut Plan) -> Option<Verdict> {
 }
 
 fn adopt_or_look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
-    let name = &owned.volume.name;
+    let name = &owned.name;
     if world.memory.in_flight.contains(name) {
         return;
     }
     let action = if world.suspects.contains(name) {
         Action::LookAgain { pv: name.clone() }
-    } else if !owned.is_labelled(world.node) && !owned.terminating {
+    } else if !owned.labelled && !owned.terminating {
         Action::Adopt { pv: name.clone(), uid: owned.uid.clone() }
     } else {
         return;
@@ -274,19 +272,17 @@ fn adopt_or_look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
 
 /// A PV whose path shows nothing: its volume is gone, or its path is none of ours.
 fn without_finding(world: &World<'_>, owned: &OwnedPv) -> EntryStatus {
-    let path = &owned.volume.path;
-    let entry = world.config.class(&owned.volume.class).and_then(|class| class.entry_of(path));
+    let path = &owned.path;
+    let entry = world.config.class(&owned.class).and_then(|class| class.entry_of(path));
     let verdict = match entry {
-        Some(_) => {
-            Verdict::new(Reason::Vanished, format!("PV {} is there, but nothing is at its path", owned.volume.name))
-        }
+        Some(_) => Verdict::new(Reason::Vanished, format!("PV {} is there, but nothing is at its path", owned.name)),
         None => Verdict::new(Reason::Refused, format!("{path} is no entry of a configured directory of its class")),
     };
     EntryStatus {
-        class: owned.volume.class.clone(),
+        class: owned.class.clone(),
         entry: entry.unwrap_or_default().to_owned(),
         path: path.clone(),
-        pv: Some(owned.volume.name.clone()),
+        pv: Some(owned.name.clone()),
         verdict,
     }
 }

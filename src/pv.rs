@@ -68,44 +68,32 @@ pub enum Phase {
     Failed,
 }
 
-/// The claim in `spec.claimRef`.
+/// A PV of ours as the API server has it, no more of it than decisions need: there
+/// may be thousands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its name.
-    pub name: String,
-    /// Its UID; empty while an admin's reservation has not been met.
-    pub uid: String,
-}
-
-/// A PV of ours as the API server has it, no more of it than decisions need.
-#[derive(Clone, Debug, PartialEq)]
 pub struct OwnedPv {
-    /// What it offers.
-    pub volume: Volume,
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.storageClassName`.
+    pub class: String,
+    /// `spec.local.path`.
+    pub path: String,
+    /// `spec.persistentVolumeReclaimPolicy`.
+    pub reclaim_policy: ReclaimPolicy,
+    /// Whether it has the label by which the watch of this node's PVs finds it.
+    pub labelled: bool,
     /// `metadata.uid`.
     pub uid: String,
     /// `metadata.resourceVersion`.
     pub resource_version: String,
     /// `status.phase`.
     pub phase: Phase,
-    /// `spec.claimRef`.
-    pub claim: Option<Claim>,
     /// Whether `metadata.deletionTimestamp` is set.
     pub terminating: bool,
     /// Whether our finalizer [`WIPE_FINALIZER`] is on it.
     pub fenced: bool,
     /// Whether no finalizer is left; with `terminating`, the object is as good as gone.
     pub free_of_finalizers: bool,
-}
-
-impl OwnedPv {
-    /// The label by which the watch of this node's PVs finds it.
-    #[must_use]
-    pub fn is_labelled(&self, node: &NodeFacts) -> bool {
-        self.volume.labels.get(NODE_LABEL).is_some_and(|value| *value == node_label_value(&node.name))
-    }
 }
 
 /// A PV that names a path of this node and is not ours.
@@ -268,15 +256,10 @@ pub fn decode(pv: &PersistentVolume) -> Option<Volume> {
 /// judged later, by [`Config`], before anything is done to the volume.
 #[must_use]
 pub fn sort(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -> Decoded {
-    if let Some(volume) = decode(pv)
-        && is_signed_by_us(&volume, node, use_node_name_only)
-    {
-        return match owned(pv, volume) {
-            Some(owned) => Decoded::Owned(Box::new(owned)),
-            None => Decoded::Elsewhere,
-        };
-    }
     let Some(local) = pv.spec.as_ref().and_then(|spec| spec.local.as_ref()) else { return Decoded::Elsewhere };
+    if is_signed_by_us(pv, node, use_node_name_only) {
+        return owned(pv, local, node).map_or(Decoded::Elsewhere, |owned| Decoded::Owned(Box::new(owned)));
+    }
     if names_this_node(pv, node) {
         return Decoded::Foreign(ForeignPath {
             pv: pv.metadata.name.clone().unwrap_or_default(),
@@ -286,37 +269,42 @@ pub fn sort(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -
     Decoded::Elsewhere
 }
 
-fn is_signed_by_us(volume: &Volume, node: &NodeFacts, use_node_name_only: bool) -> bool {
+fn label<'p>(pv: &'p PersistentVolume, key: &str) -> Option<&'p String> {
+    pv.metadata.labels.as_ref()?.get(key)
+}
+
+fn is_signed_by_us(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -> bool {
+    let annotations = pv.metadata.annotations.as_ref();
+    let Some(signature) = annotations.and_then(|annotations| annotations.get(PROVISIONED_BY)) else { return false };
     let ours = provisioner_name(node, use_node_name_only);
     // With useNodeNameOnly, PVs from before that setting: signed with some UID of a
     // node of this name, and carrying its host name as a label.
     let signed_with_uid = use_node_name_only
-        && volume.provisioner.strip_prefix(&ours).is_some_and(|rest| rest.starts_with('-'))
-        && volume.labels.get(HOSTNAME_LABEL).is_some_and(|name| *name == node.name);
-    volume.provisioner == ours || signed_with_uid
+        && signature.strip_prefix(&ours).is_some_and(|rest| rest.starts_with('-'))
+        && label(pv, HOSTNAME_LABEL).is_some_and(|name| *name == node.name);
+    *signature == ours || signed_with_uid
 }
 
-fn owned(pv: &PersistentVolume, volume: Volume) -> Option<OwnedPv> {
-    let status = pv.status.as_ref();
-    let claim = pv.spec.as_ref()?.claim_ref.as_ref();
-    let finalizers = pv.metadata.finalizers.as_deref().unwrap_or_default();
+fn owned(pv: &PersistentVolume, local: &LocalVolumeSource, node: &NodeFacts) -> Option<OwnedPv> {
+    let (metadata, spec) = (&pv.metadata, pv.spec.as_ref()?);
+    let finalizers = metadata.finalizers.as_deref().unwrap_or_default();
     Some(OwnedPv {
-        volume,
-        uid: pv.metadata.uid.clone()?,
-        resource_version: pv.metadata.resource_version.clone()?,
-        phase: match status.and_then(|status| status.phase.as_deref()) {
+        name: metadata.name.clone()?,
+        class: spec.storage_class_name.clone().unwrap_or_default(),
+        path: local.path.clone(),
+        // The API server's default for PVs is to keep the data.
+        reclaim_policy: ReclaimPolicy::parse(spec.persistent_volume_reclaim_policy.as_deref().unwrap_or("Retain")),
+        labelled: label(pv, NODE_LABEL).is_some_and(|value| *value == node_label_value(&node.name)),
+        uid: metadata.uid.clone()?,
+        resource_version: metadata.resource_version.clone()?,
+        phase: match pv.status.as_ref().and_then(|status| status.phase.as_deref()) {
             Some("Available") => Phase::Available,
             Some("Bound") => Phase::Bound,
             Some("Released") => Phase::Released,
             Some("Failed") => Phase::Failed,
             _ => Phase::Pending,
         },
-        claim: claim.map(|claim| Claim {
-            namespace: claim.namespace.clone().unwrap_or_default(),
-            name: claim.name.clone().unwrap_or_default(),
-            uid: claim.uid.clone().unwrap_or_default(),
-        }),
-        terminating: pv.metadata.deletion_timestamp.is_some(),
+        terminating: metadata.deletion_timestamp.is_some(),
         fenced: finalizers.iter().any(|finalizer| finalizer == WIPE_FINALIZER),
         free_of_finalizers: finalizers.is_empty(),
     })

@@ -51,10 +51,10 @@ impl Fence {
 #[must_use]
 pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
     let Some(pv) = now.filter(|pv| pv.uid == uid) else { return Step::Gone };
-    let wanted = pv.phase == Phase::Released && pv.volume.reclaim_policy == ReclaimPolicy::Delete;
+    let wanted = pv.phase == Phase::Released && pv.reclaim_policy == ReclaimPolicy::Delete;
     match (pv.fenced, pv.terminating) {
         (true, true) if verified => Step::Remove,
-        (true, true) => Step::Wipe(Fence { pv: pv.volume.name.clone(), uid: pv.uid.clone() }),
+        (true, true) => Step::Wipe(Fence { pv: pv.name.clone(), uid: pv.uid.clone() }),
         (true, false) if wanted => Step::Delete,
         (true, false) => Step::Unfence,
         (false, false) if wanted => Step::Fence,
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(next_step(Some(&now), "another", false), Step::Gone);
         assert_eq!(next_step(None, &now.uid, true), Step::Gone);
         let mut retained = pv(Phase::Released, false, false);
-        retained.volume.reclaim_policy = ReclaimPolicy::Retain;
+        retained.reclaim_policy = ReclaimPolicy::Retain;
         assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::LeaveAlone);
     }
 }

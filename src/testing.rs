@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::Config;
-use crate::pv::{self, OwnedPv, Phase};
+use crate::pv::{self, OwnedPv, Phase, Volume};
 use crate::volume::{Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts};
 
 /// A config with classes `c` (of `/h/c`) and `d` (of `/h/d`).
@@ -22,18 +22,26 @@ pub fn storage_class(reclaim_policy: ReclaimPolicy) -> StorageClassFacts {
     StorageClassFacts { reclaim_policy, mount_options: Vec::new() }
 }
 
-/// An Available PV of ours for an entry of a class of [`config`].
-pub fn owned_pv(entry: &str, class: &str) -> OwnedPv {
+/// The volume of an entry of a class of [`config`].
+pub fn volume(entry: &str, class: &str) -> Volume {
     let config = config();
     let class = config.class(class).expect("a class of the test config");
     let storage_class = storage_class(ReclaimPolicy::Delete);
-    let volume = pv::volume(&config, class, &storage_class, &node(), entry, Capacity::rounded_down(1 << 26));
+    pv::volume(&config, class, &storage_class, &node(), entry, Capacity::rounded_down(1 << 26))
+}
+
+/// An Available PV of ours for such a volume.
+pub fn owned_pv(entry: &str, class: &str) -> OwnedPv {
+    let volume = volume(entry, class);
     OwnedPv {
         uid: format!("uid-{}", volume.name),
-        volume,
+        name: volume.name,
+        class: volume.class,
+        path: volume.path,
+        reclaim_policy: volume.reclaim_policy,
+        labelled: true,
         resource_version: "1".to_owned(),
         phase: Phase::Available,
-        claim: None,
         terminating: false,
         fenced: false,
         free_of_finalizers: false,

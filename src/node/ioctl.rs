@@ -1,6 +1,7 @@
-//! The ioctls on block devices (`linux/fs.h`). The only file with `unsafe` in it:
-//! each call hands the kernel a pointer to a local value of exactly the type that
-//! the request asks for, and an fd that is borrowed, hence open.
+//! The ioctls on block devices (`linux/fs.h`), and one call into the C library. The
+//! only file with `unsafe` in it: each ioctl hands the kernel a pointer to a local
+//! value of exactly the type that the request asks for, and an fd that is borrowed,
+//! hence open.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -55,5 +56,17 @@ pub fn zero_out(device: impl AsFd, offset: u64, length: u64) -> io::Result<()> {
     unsafe { raw::zeroout(device.as_fd().as_raw_fd(), &raw const range) }?;
     Ok(())
 }
+
+/// Gives the memory back that a burst of work has left free in the heap (`malloc_trim`).
+/// The allocator alone keeps it.
+#[cfg(target_env = "gnu")]
+pub fn release_free_memory() {
+    // SAFETY: takes no pointer; the allocator's own locks order it with other threads.
+    unsafe { nix::libc::malloc_trim(0) };
+}
+
+/// Other C libraries have no such call.
+#[cfg(not(target_env = "gnu"))]
+pub fn release_free_memory() {}
 
 const _: () = assert!(size_of::<usize>() == 8, "mooring is built for 64-bit targets");

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch as latest;
 use tracing::{info, warn};
@@ -25,8 +25,10 @@ use crate::node::watch::Watches;
 /// How long one entry may take before the scan goes on without it; doubled each time
 /// that it was too short, up to the maximum.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
-/// Rest after a scan: many mounts in a row are then one scan.
-const REST: Duration = Duration::from_millis(20);
+/// Rest after a scan, as a multiple of the time that it took, and its bounds: reading
+/// the mount table holds up mount(2), so a scan must not follow on a scan; many mounts
+/// in a row are then a few scans. A short scan needs a short rest only.
+const REST: (u32, Duration, Duration) = (10, Duration::from_millis(1), Duration::from_millis(20));
 
 /// Something that can hang: a directory's listing (`None`) or one entry of it.
 type Place = (String, Option<OsString>);
@@ -59,7 +61,9 @@ pub fn spawn(
     };
     thread::Builder::new().name("scan".to_owned()).spawn(move || {
         while wakes.recv().is_ok() {
+            let start = Instant::now();
             let snapshot = scan.snapshot();
+            let rest = (start.elapsed() * REST.0).clamp(REST.1, REST.2);
             snapshots.send_if_modified(|latest| {
                 let changed = latest.as_deref() != Some(&snapshot);
                 if changed {
@@ -67,7 +71,7 @@ pub fn spawn(
                 }
                 changed
             });
-            thread::sleep(REST);
+            thread::sleep(rest);
         }
     })?;
     Ok(())

@@ -164,17 +164,16 @@ impl Scene {
         if retain {
             volume.reclaim_policy = ReclaimPolicy::Retain;
         }
-        if !labelled {
-            volume.labels.clear();
-        }
-        if self.owned.values().any(|owned| owned.volume.path == volume.path) {
+        if self.owned.values().any(|owned| owned.path == volume.path) {
             return;
         }
         let phases = [Phase::Pending, Phase::Available, Phase::Bound, Phase::Released, Phase::Failed];
         if suspect {
             self.suspects.insert(volume.name.clone());
         }
-        self.owned.insert(volume.name.clone(), owned_pv(volume, phases[usize::from(phase)], fenced, terminating));
+        let mut owned = owned_pv(volume, phases[usize::from(phase)], fenced, terminating);
+        owned.labelled = labelled;
+        self.owned.insert(owned.name.clone(), owned);
     }
 
     fn plan(&self) -> Plan {
@@ -200,8 +199,7 @@ impl Scene {
                     assert!(self.owned.insert(volume.name.clone(), pv).is_none(), "no PV is made over another");
                 }
                 Action::Adopt { pv, .. } => {
-                    let labels = &mut self.owned.get_mut(pv).expect("it is ours").volume.labels;
-                    labels.insert(pv::NODE_LABEL.to_owned(), "n1".to_owned());
+                    self.owned.get_mut(pv).expect("it is ours").labelled = true;
                 }
                 Action::LookAgain { pv } => _ = self.suspects.remove(pv),
                 Action::Reclaim(target) => _ = self.owned.remove(&target.pv),
@@ -213,13 +211,16 @@ impl Scene {
 fn owned_pv(volume: Volume, phase: Phase, fenced: bool, terminating: bool) -> OwnedPv {
     OwnedPv {
         uid: format!("uid-{}", volume.name),
+        name: volume.name,
+        class: volume.class,
+        path: volume.path,
+        reclaim_policy: volume.reclaim_policy,
+        labelled: true,
         resource_version: "1".to_owned(),
         phase,
-        claim: None,
         terminating,
         fenced,
         free_of_finalizers: !fenced,
-        volume,
     }
 }
 
@@ -250,7 +251,7 @@ proptest! {
                 Action::Create(volume) => {
                     prop_assert!(!scene.owned.contains_key(&pv));
                     prop_assert!(!scene.foreign.contains_key(&volume.path));
-                    prop_assert!(scene.owned.values().all(|owned| owned.volume.path != volume.path));
+                    prop_assert!(scene.owned.values().all(|owned| owned.path != volume.path));
                     let found = scene.findings.iter().any(|finding| offers(finding, &volume));
                     prop_assert!(found);
                 }
@@ -258,10 +259,10 @@ proptest! {
                 Action::LookAgain { .. } => prop_assert!(scene.suspects.contains(&pv)),
                 Action::Reclaim(target) => {
                     let owned = &scene.owned[&pv];
-                    let released = owned.phase == Phase::Released && owned.volume.reclaim_policy == ReclaimPolicy::Delete;
+                    let released = owned.phase == Phase::Released && owned.reclaim_policy == ReclaimPolicy::Delete;
                     prop_assert!(owned.fenced || released && !owned.terminating);
                     prop_assert!(!scene.suspects.contains(&pv));
-                    prop_assert_eq!(format!("{}/{}", target.mount_dir.replace("/m", "/h"), target.entry), owned.volume.path.clone());
+                    prop_assert_eq!(format!("{}/{}", target.mount_dir.replace("/m", "/h"), target.entry), owned.path.clone());
                 }
             }
         }
