@@ -32,7 +32,7 @@ pub struct AgentArgs {
     #[arg(long, default_value = ":8080", value_name = "HOST:PORT")]
     pub listen_address: String,
     /// Path of the metrics page
-    #[arg(long, default_value = "/metrics", value_name = "PATH")]
+    #[arg(long, default_value = "/metrics", value_name = "PATH", value_parser = page_path)]
     pub metrics_path: String,
     /// Form of the log lines
     #[arg(long, default_value = "text", value_enum)]
@@ -52,6 +52,16 @@ pub struct AgentArgs {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// A path for a page that no other page has.
+fn page_path(text: &str) -> Result<String, String> {
+    let plain = text.starts_with('/') && text.chars().all(|c| c.is_ascii_alphanumeric() || "/-_.~".contains(c));
+    match text {
+        "/ready" | "/healthz" | "/volumes" => Err("another page has this path".to_owned()),
+        _ if !plain => Err("a path begins with / and has letters, digits and -_.~/ only".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 /// klog's flags that have no meaning here. Old manifests carry them.
@@ -152,8 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_flag_is_an_error() {
-        let args = ["mooring", "--no-such-flag"].map(OsString::from);
-        assert!(parse(args).is_err());
+    fn an_unknown_flag_or_unusable_value_is_an_error() {
+        for bad in ["--no-such-flag", "--metrics-path=metrics", "--metrics-path=/ready", "--metrics-path="] {
+            assert!(parse(["mooring", bad].map(OsString::from)).is_err(), "{bad}");
+        }
     }
 }

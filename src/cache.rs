@@ -24,14 +24,13 @@ pub enum Event {
     ClassesListed(BTreeSet<String>),
     /// A PV with our label is there.
     Pv(Decoded),
-    /// A PV has left the watch of our label.
+    /// A PV has left the watch of our label: it is gone, or only its label is. (The
+    /// object that the API server sends along does not tell which.)
     PvLeft {
         /// Its name.
         name: String,
         /// Its UID.
         uid: String,
-        /// Whether it is certainly gone, not only its label.
-        gone: bool,
     },
     /// These are all the PVs with our label.
     PvsListed(BTreeSet<String>),
@@ -70,16 +69,29 @@ impl Cache {
                 self.classes_listed = true;
                 true
             }
-            Event::Pv(decoded) | Event::Swept(decoded) => self.insert(decoded),
-            Event::PvLeft { name, uid, gone } => {
-                if self.owned.get(&name).is_none_or(|owned| owned.uid != uid) {
-                    self.foreign.retain(|_, pv| *pv != name || !gone);
-                } else if gone {
-                    self.remove(&name);
-                } else {
-                    self.suspects.insert(name);
+            Event::Pv(decoded) => self.insert(decoded),
+            Event::Swept(decoded) => {
+                // The pages of a list are as old as its first: what the watch does not
+                // know may be gone since.
+                if let Decoded::Owned(owned) = &decoded
+                    && self.pvs_listed
+                    && owned.labelled
+                    && !self.owned.contains_key(&owned.name)
+                {
+                    let name = owned.name.clone();
+                    self.insert(decoded);
+                    return self.suspects.insert(name);
                 }
-                true
+                self.insert(decoded)
+            }
+            Event::PvLeft { name, uid } => {
+                if self.owned.get(&name).is_some_and(|owned| owned.uid == uid) {
+                    self.suspects.insert(name)
+                } else {
+                    let before = self.foreign.len();
+                    self.foreign.retain(|_, pv| *pv != name);
+                    before != self.foreign.len()
+                }
             }
             Event::PvsListed(names) => {
                 let missing = self.owned.iter().filter(|(name, owned)| {
@@ -159,6 +171,12 @@ impl Cache {
             (.., false) => "the list of persistent volumes",
             _ => "",
         }
+    }
+
+    /// Makes sure that what no watch shows is looked at again: our PVs without label.
+    pub fn suspect_unlabelled(&mut self) {
+        let unlabelled = self.owned.values().filter(|owned| !owned.labelled);
+        self.suspects.extend(unlabelled.map(|owned| owned.name.clone()));
     }
 
     /// Forgets the PVs; they are read anew for another Node.

@@ -13,8 +13,8 @@ fn seen(pv: OwnedPv) -> Event {
     Event::Pv(Decoded::Owned(Box::new(pv)))
 }
 
-fn left(pv: &OwnedPv, gone: bool) -> Event {
-    Event::PvLeft { name: pv.name.clone(), uid: pv.uid.clone(), gone }
+fn left(pv: &OwnedPv) -> Event {
+    Event::PvLeft { name: pv.name.clone(), uid: pv.uid.clone() }
 }
 
 #[test]
@@ -49,19 +49,38 @@ fn old_news_does_not_undo_the_answer_of_a_write() {
 }
 
 #[test]
-fn a_pv_that_leaves_the_watch_is_only_suspect_unless_it_is_certainly_gone() {
+fn a_pv_that_leaves_the_watch_is_suspect_until_it_was_looked_at() {
     let mut cache = Cache::default();
     let pv = at_version("a", 1);
     cache.apply(seen(pv.clone()));
-    cache.apply(left(&pv, false));
+    let another = OwnedPv { uid: "of a former PV of that name".to_owned(), ..pv.clone() };
+    assert!(!cache.apply(left(&another)) && cache.suspects().is_empty());
+    assert!(cache.apply(left(&pv)));
     assert!(cache.owned().contains_key(&pv.name) && cache.suspects().contains(&pv.name));
     cache.apply(seen(at_version("a", 2)));
     assert!(cache.suspects().is_empty(), "it is there after all");
-    let another = OwnedPv { uid: "of a former PV of that name".to_owned(), ..pv.clone() };
-    cache.apply(left(&another, true));
-    assert!(cache.owned().contains_key(&pv.name));
-    cache.apply(left(&pv, true));
-    assert!(cache.owned().is_empty());
+    let foreign = ForeignPath { pv: "theirs".to_owned(), path: "/h/c/theirs".to_owned() };
+    cache.apply(Event::Pv(Decoded::Foreign(foreign)));
+    assert!(cache.apply(Event::PvLeft { name: "theirs".to_owned(), uid: String::new() }));
+    assert!(cache.foreign().is_empty());
+}
+
+#[test]
+fn a_late_page_of_a_sweep_is_not_believed_without_a_look() {
+    let mut cache = Cache::default();
+    let (early, late) = (at_version("a", 1), at_version("b", 1));
+    let swept = |pv: &OwnedPv| Event::Swept(Decoded::Owned(Box::new(pv.clone())));
+    cache.apply(swept(&early));
+    cache.apply(Event::PvsListed([early.name.clone()].into()));
+    cache.apply(swept(&early));
+    assert!(cache.suspects().is_empty());
+    cache.apply(swept(&late));
+    assert_eq!(*cache.suspects(), BTreeSet::from([late.name]));
+    let unlabelled = OwnedPv { labelled: false, ..at_version("c", 1) };
+    cache.apply(swept(&unlabelled));
+    assert_eq!(cache.suspects().len(), 1, "no watch ever showed it");
+    cache.suspect_unlabelled();
+    assert!(cache.suspects().contains(&unlabelled.name));
 }
 
 #[test]

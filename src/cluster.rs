@@ -60,6 +60,8 @@ impl From<kube::Error> for ApiError {
                     404 => Self::NotFound,
                     409 if status.reason == "AlreadyExists" => Self::AlreadyExists,
                     409 => Self::Conflict(message),
+                    // How a patch says that the object has another UID.
+                    422 if message.contains("metadata.uid") => Self::Conflict(message),
                     403 => Self::Forbidden(message),
                     401 => Self::Forbidden(format!("the token is not accepted ({message})")),
                     408 | 429 | 500.. => Self::Unknown(message),
@@ -108,6 +110,8 @@ impl Cluster {
         };
         // A call that is retried out of sight is done twice, or much later than decided.
         config.default_retry = false;
+        // Or the time that a connection was idle would count against the next answer.
+        config.reset_reader_on_write = true;
         config.connect_timeout = Some(Duration::from_secs(5));
         let agent = concat!("mooring/", env!("CARGO_PKG_VERSION"));
         config.headers.push((http::header::USER_AGENT, http::HeaderValue::from_static(agent)));

@@ -124,7 +124,11 @@ impl Config {
         Ok(Self {
             classes,
             node_labels: value(files, "nodeLabelsForPV")?.unwrap_or_default(),
-            labels: value(files, "labelsForPV")?.unwrap_or_default(),
+            labels: value::<BTreeMap<String, Option<String>>>(files, "labelsForPV")?
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(key, value)| (key, value.unwrap_or_default()))
+                .collect(),
             use_node_name_only: value(files, "useNodeNameOnly")?.unwrap_or(false),
             set_pv_owner_ref: value(files, "setPVOwnerRef")?.unwrap_or(false),
             resync: value::<String>(files, "minResyncPeriod")?
@@ -145,17 +149,18 @@ impl Config {
     }
 }
 
+/// The value of a key; an absent one, an empty one and `null` are the same. Where a map
+/// has a key twice, the last one counts.
 fn value<T: DeserializeOwned>(files: &BTreeMap<String, String>, key: &'static str) -> Result<Option<T>, ConfigError> {
-    let Some(text) = files.get(key) else { return Ok(None) };
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    serde_saphyr::from_str(text).map(Some).map_err(|error| ConfigError::Syntax { key, problem: error.to_string() })
+    let Some(text) = files.get(key).filter(|text| !text.trim().is_empty()) else { return Ok(None) };
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins };
+    serde_saphyr::from_str_with_options(text, options)
+        .map_err(|error| ConfigError::Syntax { key, problem: error.to_string() })
 }
 
 fn period(text: &str) -> Result<Duration, ConfigError> {
-    let parsed: Option<kube::core::Duration> = text.parse().ok();
-    parsed.filter(|duration| !duration.is_negative()).map(Duration::from).filter(|d| !d.is_zero()).ok_or_else(|| {
+    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
+    parsed.filter(jiff::SignedDuration::is_positive).map(jiff::SignedDuration::unsigned_abs).ok_or_else(|| {
         ConfigError::Value {
             place: "minResyncPeriod".to_owned(),
             problem: format!("{text:?} is no positive duration such as 5m or 1h30m"),
@@ -258,6 +263,33 @@ mod tests {
         assert_eq!(config.node_labels, ["zone", "rack"]);
         assert!(config.use_node_name_only && config.set_pv_owner_ref);
         assert_eq!(config.resync, Duration::from_secs(450));
+    }
+
+    #[test]
+    fn what_is_empty_null_or_given_twice_is_read_as_in_go() {
+        let config = Config::parse(&files(&[
+            ("storageClassMap", "a: {hostDir: /a, mountDir: /a}\na: {hostDir: /b, mountDir: /b, fsType: null}\n"),
+            ("useNodeNameOnly", "# not set\n"),
+            ("setPVOwnerRef", "null"),
+            ("labelsForPV", "a:\nb: x\n"),
+            ("nodeLabelsForPV", "[]"),
+            ("minResyncPeriod", "# not set"),
+        ]))
+        .expect("the ConfigMap is valid");
+        assert_eq!((config.classes.len(), config.classes[0].host_dir.as_str()), (1, "/b"));
+        assert!(!config.use_node_name_only && !config.set_pv_owner_ref);
+        assert_eq!((config.labels["a"].as_str(), config.labels["b"].as_str()), ("", "x"));
+        assert_eq!(config.resync, Duration::from_secs(300));
+    }
+
+    #[test]
+    fn a_period_is_a_positive_duration() {
+        for (text, seconds) in [("5m", Some(300)), ("1h30m", Some(5_400)), ("5m0s", Some(300)), ("90s", Some(90))] {
+            assert_eq!(period(text).ok().map(|period| period.as_secs()), seconds, "{text}");
+        }
+        for text in ["", "0s", "-5m", "5m-10m", "5", "99999999999999999h", "soon"] {
+            assert!(period(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub struct Controller {
     fed_for: Option<NodeFacts>,
     snapshot: Option<Arc<Snapshot>>,
     findings: Vec<Finding>,
+    unseen: BTreeMap<String, Verdict>,
     memory: Memory,
     queue: VecDeque<Action>,
     work: JoinSet<Done>,
@@ -123,6 +124,7 @@ impl Controller {
             fed_for: None,
             snapshot: None,
             findings: Vec::new(),
+            unseen: BTreeMap::new(),
             memory: Memory::default(),
             queue: VecDeque::new(),
             work: JoinSet::new(),
@@ -188,6 +190,7 @@ impl Controller {
         if self.resync_at <= now {
             self.resync_at = now + next_resync(&self.config);
             self.scanner.look_at_everything();
+            self.cache.suspect_unlabelled();
             self.dirty = true;
         }
     }
@@ -222,6 +225,7 @@ impl Controller {
             }
         }
         self.findings = discovery::discover(&self.config, &snapshot);
+        self.unseen = discovery::unseen(&self.config, &snapshot);
         self.snapshot = Some(snapshot);
         self.dirty = true;
     }
@@ -229,8 +233,17 @@ impl Controller {
     fn take_events(&mut self, first: Event) {
         let mut next = Some(first);
         while let Some(event) = next {
-            if let Event::Node(Err(problem)) = &event {
-                warn!(problem, "This Node can't be used yet; waiting for it");
+            match &event {
+                Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
+                Event::PvLeft { name, .. } => {
+                    // What was found wrong with the former PV is nothing against the next.
+                    self.memory.forget_setback(name);
+                    // Nothing is wiped for a PV that may be gone.
+                    if let Some(control) = self.reclaiming.get(name) {
+                        control.cancel();
+                    }
+                }
+                _ => {}
             }
             self.dirty |= self.cache.apply(event);
             next = self.events.try_recv().ok();
@@ -250,6 +263,9 @@ impl Controller {
         if fed_for.is_some() {
             self.pv_feeds.abort_all();
             self.cache.forget_pvs();
+            for action in self.queue.drain(..) {
+                self.memory.look_again(action.pv());
+            }
             // What is still in the channel was sorted for the other Node.
             let (sender, receiver) = mpsc::channel(64);
             (self.event_sender, self.events) = (sender, receiver);
@@ -278,6 +294,7 @@ impl Controller {
             node: self.cache.node().expect("a complete cache knows the Node"),
             classes: self.cache.classes(),
             findings: &self.findings,
+            unseen: &self.unseen,
             owned: self.cache.owned(),
             suspects: self.cache.suspects(),
             foreign: self.cache.foreign(),
@@ -350,7 +367,8 @@ impl Controller {
                 self.memory.succeeded(&pv);
             }
             Ended::Api(ApiError::Unknown(error)) => {
-                self.memory.look_again(&pv);
+                let verdict = Verdict::new(Reason::Pending, "the API server has not answered");
+                self.memory.unanswered(&pv, verdict, Instant::now(), fastrand::f64());
                 if self.memory.api_is_silent(Instant::now(), fastrand::f64()) {
                     warn!(error, "The API server does not answer; trying again");
                 }
@@ -412,7 +430,7 @@ fn tell(entry: &EntryStatus) {
     let EntryStatus { class, path, pv, verdict, .. } = entry;
     let (verdict, detail, remedy) = (verdict.reason.as_str(), &verdict.detail, verdict.reason.remedy());
     match entry.verdict.reason {
-        Reason::Published => info!(class, path, pv, "Volume is published"),
+        Reason::Published => info!(class, path, pv, detail, "Volume is published"),
         Reason::Wiping => info!(class, path, pv, "Volume is being wiped"),
         Reason::Pending | Reason::ExcludedByPattern => debug!(class, path, verdict, detail, "Volume is not published"),
         Reason::Refused

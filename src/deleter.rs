@@ -178,12 +178,9 @@ impl Control {
 /// # Errors
 /// Why it was not wiped, or not found clean after.
 pub fn wipe(fence: Fence, target: &Target, control: &Control) -> Result<Verified, WipeError> {
-    control.running.store(true, Ordering::Relaxed);
-    let result = claim(fence, target)
-        .and_then(|claimed| destroy(claimed, control))
-        .and_then(|wiped| verify::verify(wiped, control));
-    control.running.store(false, Ordering::Relaxed);
-    result
+    let claimed = claim(fence, target)?;
+    let wiped = destroy(claimed, control)?;
+    verify::verify(wiped, control)
 }
 
 fn destroy(claimed: Claimed, control: &Control) -> Result<Wiped, WipeError> {
@@ -202,14 +199,18 @@ fn destroy(claimed: Claimed, control: &Control) -> Result<Wiped, WipeError> {
 /// volume only.
 pub fn spawn<T: Send + 'static>(
     name: &str,
-    work: impl FnOnce() -> Result<T, WipeError> + Send + 'static,
+    control: &Arc<Control>,
+    work: impl FnOnce(&Control) -> Result<T, WipeError> + Send + 'static,
 ) -> oneshot::Receiver<Result<T, WipeError>> {
     let (sender, receiver) = oneshot::channel();
+    let control = Arc::clone(control);
     let run = move || {
-        let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        control.running.store(true, Ordering::Relaxed);
+        let result = catch_unwind(AssertUnwindSafe(|| work(&control))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().map(ToString::to_string);
             Err(WipeError::Panicked(text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_default()))
         });
+        control.running.store(false, Ordering::Relaxed);
         // Nobody waits any more when the agent is stopping.
         let _ = sender.send(result);
     };
@@ -219,6 +220,3 @@ pub fn spawn<T: Send + 'static>(
     }
     receiver
 }
-
-/// What [`spawn`]ed work shares with its owner.
-pub type SharedControl = Arc<Control>;

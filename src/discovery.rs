@@ -118,6 +118,19 @@ pub fn discover(config: &Config, snapshot: &Snapshot) -> Vec<Finding> {
     findings
 }
 
+/// The classes whose directory could not be looked at, with the verdict that holds for
+/// all that is in it. Nothing may be concluded from what they do not show.
+#[must_use]
+pub fn unseen(config: &Config, snapshot: &Snapshot) -> BTreeMap<String, Verdict> {
+    let why = |class: &Class| match snapshot.directories.get(&class.mount_dir) {
+        Some(Listing::Entries(_)) => None,
+        Some(Listing::Failed(error)) => Some(format!("{} can't be read: {error}", class.mount_dir)),
+        Some(Listing::Unresponsive) | None => Some(format!("{} does not answer", class.mount_dir)),
+    };
+    let verdict = |class: &Class| Some((class.name.clone(), Verdict::new(Reason::Unresponsive, why(class)?)));
+    config.classes.iter().filter_map(verdict).collect()
+}
+
 fn unsupported(detail: impl Into<String>) -> Result<Candidate, Verdict> {
     Err(Verdict::new(Reason::Unsupported, detail))
 }

@@ -87,12 +87,22 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
     let pages = admin::serve(listener, &args.metrics_path, shown, Arc::clone(&metrics));
 
     let work = async {
-        let config = read_config(&args.config_dir, &view).await;
-        let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
-            .await
-            .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+        let start = async {
+            let config = read_config(&args.config_dir, &view).await;
+            let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
+                .await
+                .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+            anyhow::Ok((config, cluster, watches))
+        };
+        let (config, cluster, watches) = tokio::select! {
+            parts = start => parts?,
+            () = requested(shutdown.clone()) => {
+                info!("Stopped");
+                return Ok(());
+            }
+        };
         let controller = Controller::start(Parts { config, node_name, cluster, watches, view, metrics })?;
-        controller.run(shutdown).await;
+        controller.run(requested(shutdown)).await;
         anyhow::Ok(())
     };
     tokio::select! {
@@ -138,9 +148,9 @@ fn config_files(directory: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(files)
 }
 
-/// Completes at the first SIGTERM or SIGINT; the second one ends the process at once.
-fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
-    let (first, mut begun) = watch::channel(false);
+/// Turns true at the first SIGTERM or SIGINT; the second one ends the process at once.
+fn shutdown() -> anyhow::Result<watch::Receiver<bool>> {
+    let (first, begun) = watch::channel(false);
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
         loop {
@@ -155,8 +165,11 @@ fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
             first.send_replace(true);
         }
     });
-    Ok(async move {
-        // The sender lives as long as the process.
-        let _ = begun.wait_for(|begun| *begun).await;
-    })
+    Ok(begun)
+}
+
+/// Completes when the agent is to stop.
+async fn requested(mut shutdown: watch::Receiver<bool>) {
+    // The sender lives as long as the process.
+    let _ = shutdown.wait_for(|begun| *begun).await;
 }

@@ -65,6 +65,15 @@ impl Memory {
         self.setbacks.insert(pv.to_owned(), Setback { verdict, retry_at, failures: failures.saturating_add(1) });
     }
 
+    /// A call for the PV had no answer. It waits a little, so that others are tried first:
+    /// else one call that always fails would keep all others.
+    pub fn unanswered(&mut self, pv: &str, verdict: Verdict, now: Instant, jitter: f64) {
+        let failures = self.failures(pv);
+        self.look_again(pv);
+        let retry_at = now + SILENCE.1.mul_f64(0.5 + jitter / 2.0);
+        self.setbacks.insert(pv.to_owned(), Setback { verdict, retry_at, failures });
+    }
+
     /// A call had no answer. Calls that fail together count as one failure; returns
     /// whether this was the first.
     pub fn api_is_silent(&mut self, now: Instant, jitter: f64) -> bool {
@@ -99,6 +108,11 @@ impl Memory {
     #[must_use]
     pub fn setback(&self, pv: &str) -> Option<&Setback> {
         self.setbacks.get(pv)
+    }
+
+    /// Forgets what went wrong with the PV.
+    pub fn forget_setback(&mut self, pv: &str) {
+        self.setbacks.remove(pv);
     }
 
     /// How often in a row work for the PV has failed.

@@ -24,6 +24,8 @@ pub struct World<'a> {
     pub classes: &'a BTreeMap<String, StorageClassFacts>,
     /// What discovery made of the last snapshot.
     pub findings: &'a [Finding],
+    /// Classes whose directory could not be looked at, and why.
+    pub unseen: &'a BTreeMap<String, Verdict>,
     /// Our PVs, by name.
     pub owned: &'a BTreeMap<String, OwnedPv>,
     /// Our PVs that the watch no longer shows: gone, or only their label is.
@@ -114,12 +116,23 @@ pub struct Target {
 #[must_use]
 pub fn plan(world: &World<'_>) -> Plan {
     let mut plan = Plan::default();
-    let by_path: HashMap<&str, &OwnedPv> = world.owned.values().map(|owned| (owned.path.as_str(), owned)).collect();
+    let mut by_path: HashMap<&str, Vec<&OwnedPv>> = HashMap::new();
+    for owned in world.owned.values() {
+        by_path.entry(&owned.path).or_default().push(owned);
+    }
     let mut taken: HashMap<&str, &str> = HashMap::new();
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     for finding in world.findings {
-        let owned = by_path.get(finding.host_path.as_str()).copied();
+        let named_by = by_path.get(finding.host_path.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let owned = named_by.iter().find(|owned| owned.class == finding.class).or(named_by.first()).copied();
         let verdict = match owned {
+            Some(owned) if named_by.len() > 1 || world.foreign.contains_key(&finding.host_path) => {
+                seen.extend(named_by.iter().map(|owned| owned.name.as_str()));
+                let others = named_by.iter().map(|other| &other.name).chain(world.foreign.get(&finding.host_path));
+                let others: Vec<_> = others.filter(|name| **name != owned.name).map(String::as_str).collect();
+                let detail = format!("PV {} names the path, and so does {}", owned.name, others.join(", "));
+                Verdict::new(Reason::PathInUse, detail)
+            }
             Some(owned) if owned.class == finding.class => {
                 seen.insert(&owned.name);
                 reclaim_or_keep(world, owned, finding, &mut plan)
@@ -205,8 +218,7 @@ fn reclaim_or_keep(world: &World<'_>, owned: &OwnedPv, finding: &Finding, plan: 
         Err(verdict) => return verdict.clone(),
     };
     if !wants_reclaim(owned) {
-        let going = owned.terminating.then(|| Verdict::new(Reason::Pending, "its PV is being removed"));
-        return going.unwrap_or_else(|| Verdict::new(Reason::Published, ""));
+        return kept(world, owned);
     }
     if world.memory.in_flight.contains(name) || world.suspects.contains(name) {
         return Verdict::new(Reason::Wiping, "");
@@ -223,10 +235,28 @@ fn reclaim_or_keep(world: &World<'_>, owned: &OwnedPv, finding: &Finding, plan: 
     }
 }
 
-/// Released with policy Delete; or with our fence on it, whatever became of it since.
+/// The verdict of a volume whose PV stays as it is.
+fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
+    if owned.terminating {
+        return Verdict::new(Reason::Pending, "its PV is being removed");
+    }
+    if let Some(setback) = world.memory.setback(&owned.name).filter(|_| !owned.labelled) {
+        return setback.verdict.clone();
+    }
+    match owned.phase {
+        Phase::Released | Phase::Failed => {
+            let policy = owned.reclaim_policy.as_str();
+            Verdict::new(Reason::Published, format!("its claim is gone; its policy {policy} keeps it as it is"))
+        }
+        Phase::Pending | Phase::Available | Phase::Bound => Verdict::new(Reason::Published, ""),
+    }
+}
+
+/// Released with policy Delete; or with our fence on it, unless a claim has it again.
 fn wants_reclaim(owned: &OwnedPv) -> bool {
     let released = owned.phase == Phase::Released && owned.reclaim_policy == ReclaimPolicy::Delete;
-    owned.fenced || (released && !owned.terminating)
+    let fenced = owned.fenced && !(owned.terminating && owned.phase == Phase::Bound);
+    fenced || (released && !owned.terminating)
 }
 
 /// Where to find the volume of a PV; refused unless its path is exactly a first-level
@@ -275,6 +305,12 @@ fn without_finding(world: &World<'_>, owned: &OwnedPv) -> EntryStatus {
     let path = &owned.path;
     let entry = world.config.class(&owned.class).and_then(|class| class.entry_of(path));
     let verdict = match entry {
+        Some(_) if world.unseen.contains_key(&owned.class) => world.unseen[&owned.class].clone(),
+        Some(_) if owned.fenced => {
+            let detail = "nothing is at its path, and its wipe had begun: without the disk, only taking the \
+                          finalizer mooring.dev/wipe off the PV ends it";
+            Verdict::new(Reason::Vanished, detail)
+        }
         Some(_) => Verdict::new(Reason::Vanished, format!("PV {} is there, but nothing is at its path", owned.name)),
         None => Verdict::new(Reason::Refused, format!("{path} is no entry of a configured directory of its class")),
     };

@@ -24,8 +24,9 @@ pub enum Step {
     LeaveAlone,
 }
 
-/// Proof that a PV was seen with our finalizer and a deletion time: no claim can bind
-/// it any more, whatever happens to it. Only [`next_step`] makes one.
+/// Proof that a PV was seen with our finalizer, a deletion time, and no claim bound to
+/// it: unless somebody edits its `claimRef`, no claim can bind it any more. Only
+/// [`next_step`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
     pv: String,
@@ -54,6 +55,8 @@ pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
     let wanted = pv.phase == Phase::Released && pv.reclaim_policy == ReclaimPolicy::Delete;
     match (pv.fenced, pv.terminating) {
         (true, true) if verified => Step::Remove,
+        // A claim that names the PV can be bound to it even now, by whoever edits claimRef.
+        (true, true) if pv.phase == Phase::Bound => Step::LeaveAlone,
         (true, true) => Step::Wipe(Fence { pv: pv.name.clone(), uid: pv.uid.clone() }),
         (true, false) if wanted => Step::Delete,
         (true, false) => Step::Unfence,
@@ -91,7 +94,8 @@ mod tests {
                 for terminating in [false, true] {
                     let now = pv(phase, fenced, terminating);
                     let step = next_step(Some(&now), &now.uid, false);
-                    assert_eq!(matches!(step, Step::Wipe(_)), fenced && terminating, "{now:?}");
+                    let expected = fenced && terminating && phase != Phase::Bound;
+                    assert_eq!(matches!(step, Step::Wipe(_)), expected, "{now:?}");
                     assert_ne!(step, Step::Remove);
                 }
             }

@@ -110,13 +110,7 @@ pub async fn persistent_volumes(client: Client, node: NodeFacts, use_node_name_o
                 Event::Pv(pv::sort(&pv, &node, use_node_name_only))
             }
             Watch::Apply(pv) => Event::Pv(pv::sort(&pv, &node, use_node_name_only)),
-            // Also what a PV looks like that has only lost its label. The API server
-            // keeps no object that is to be deleted and has no finalizer left.
-            Watch::Delete(pv) => Event::PvLeft {
-                name: pv.name_any(),
-                uid: pv.uid().unwrap_or_default(),
-                gone: pv.metadata.deletion_timestamp.is_some() && pv.finalizers().is_empty(),
-            },
+            Watch::Delete(pv) => Event::PvLeft { name: pv.name_any(), uid: pv.uid().unwrap_or_default() },
             Watch::InitDone => Event::PvsListed(std::mem::take(&mut listed)),
         })
     })

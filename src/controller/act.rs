@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::PersistentVolume;
-use tokio::sync::{Semaphore, watch};
-use tracing::{debug, info};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tracing::{debug, info, warn};
 
 use crate::cluster::{ApiError, Cluster};
 use crate::deleter::{self, Control, Verified, Warrant, WipeError};
+use crate::identity::Identity;
 use crate::metrics::{Metrics, OutcomeLabels};
 use crate::plan::{Action, Target};
 use crate::pv::{self, Decoded, OwnedPv};
@@ -19,6 +20,8 @@ use crate::volume::NodeFacts;
 /// A reclaim that has not come to an end after this many steps is given back to the
 /// controller.
 const MAX_STEPS: usize = 30;
+/// A wipe that makes no progress for this long gives its turn to others.
+const STANDSTILL: Duration = Duration::from_secs(30);
 /// Waits while the API server does not answer in the middle of a reclaim.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
@@ -80,12 +83,16 @@ impl Tools {
             Action::Create(volume) => match self.cluster.create(&volume).await {
                 // Made by a call that had no answer, or somebody else's: look.
                 Err(ApiError::AlreadyExists) => self.cluster.get(&pv).await,
+                Err(ApiError::NotFound) => Err(ApiError::Rejected("not found, though it was to be made".to_owned())),
                 created => created.map(Some),
             },
             Action::Adopt { uid, .. } => {
                 let name = self.node.as_ref().map_or("", |node| node.name.as_str());
                 match self.cluster.adopt(&pv, &uid, name).await {
                     Err(ApiError::Conflict(_)) => self.cluster.get(&pv).await,
+                    Ok(adopted) if self.owned(&adopted).is_some_and(|owned| !owned.labelled) => {
+                        Err(ApiError::Rejected(format!("the label {} does not stay on it", pv::NODE_LABEL)))
+                    }
                     adopted => adopted.map(Some),
                 }
             }
@@ -118,7 +125,7 @@ impl Tools {
             debug!(pv = target.pv, ?step, "Reclaim");
             now = match (step, owned) {
                 (Step::Fence, Some(owned)) => {
-                    self.inspect(&target).await?;
+                    self.inspect(&target, &control).await?;
                     let fenced = self.cluster.fence(&owned).await.map(Some);
                     self.after(&target.pv, fenced).await?
                 }
@@ -130,9 +137,15 @@ impl Tools {
                     let unfenced = self.cluster.unfence(&owned).await.map(Some);
                     self.after(&target.pv, unfenced).await?
                 }
-                (Step::Wipe(fence), _) => {
-                    verified = Some(self.wipe(fence, &target, &control).await?);
-                    now
+                (Step::Wipe(_), _) => {
+                    let mut permit = self.permit(&target).await?;
+                    // The wait may have been long: what was seen before it is old.
+                    let fresh = self.look(&target.pv).await?;
+                    let owned = fresh.as_ref().and_then(|pv| self.owned(pv));
+                    if let Step::Wipe(fence) = reclaim::next_step(owned.as_ref(), &target.uid, false) {
+                        verified = Some(self.wipe(fence, &target, &control, &mut permit).await?);
+                    }
+                    fresh
                 }
                 (Step::Remove, _) => {
                     let warrant = Warrant::Wiped(verified.take().expect("removal follows verification"));
@@ -171,28 +184,60 @@ impl Tools {
     ) -> Result<Option<PersistentVolume>, Ended> {
         match answer {
             Ok(Some(now)) => Ok(Some(now)),
-            Ok(None) | Err(ApiError::Conflict(_) | ApiError::Unknown(_)) => self.look(pv).await,
+            Ok(None) | Err(ApiError::Conflict(_)) => self.look(pv).await,
+            Err(ApiError::Unknown(_)) => {
+                self.pause(RETRY.0).await?;
+                self.look(pv).await
+            }
             Err(ApiError::NotFound) => Ok(None),
             Err(error) => Err(Ended::Api(error)),
         }
     }
 
-    async fn inspect(&mut self, target: &Target) -> Result<(), Ended> {
+    async fn inspect(&self, target: &Target, control: &Arc<Control>) -> Result<(), Ended> {
         let volume = target.clone();
-        self.on_thread(&target.pv, move || deleter::inspect(&volume)).await
+        on_thread(deleter::spawn(&thread_name(&target.pv), control, move |_| deleter::inspect(&volume))).await
     }
 
-    async fn wipe(&mut self, fence: Fence, target: &Target, control: &Arc<Control>) -> Result<Verified, Ended> {
-        let wipes = Arc::clone(&self.wipes);
-        let _permit = tokio::select! {
-            permit = wipes.acquire() => permit.expect("the semaphore is never closed"),
-            _ = self.stopped.wait_for(|stopped| *stopped) => return Err(Ended::Stopped),
+    /// Leave to wipe. Only devices need one: they take bandwidth, and long.
+    async fn permit(&mut self, target: &Target) -> Result<Option<OwnedSemaphorePermit>, Ended> {
+        if !matches!(target.identity, Identity::Device { .. }) {
+            return Ok(None);
+        }
+        tokio::select! {
+            permit = Arc::clone(&self.wipes).acquire_owned() => {
+                Ok(Some(permit.expect("the semaphore is never closed")))
+            }
+            _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
+        }
+    }
+
+    async fn wipe(
+        &self,
+        fence: Fence,
+        target: &Target,
+        control: &Arc<Control>,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<Verified, Ended> {
+        let (volume, start) = (target.clone(), Instant::now());
+        let work = move |control: &Control| deleter::wipe(fence, &volume, control);
+        let mut thread = std::pin::pin!(on_thread(deleter::spawn(&thread_name(&target.pv), control, work)));
+        let mut last = (control.progress(), start);
+        let result = loop {
+            tokio::select! {
+                result = &mut thread => break result,
+                () = tokio::time::sleep(STANDSTILL / 6) => {
+                    if control.progress() != last.0 {
+                        last = (control.progress(), Instant::now());
+                    } else if last.1.elapsed() >= STANDSTILL && permit.take().is_some() {
+                        warn!(pv = target.pv, "The wipe stands still; others no longer wait for it");
+                    }
+                }
+            }
         };
-        let (volume, shared, start) = (target.clone(), Arc::clone(control), Instant::now());
-        let result = self.on_thread(&target.pv, move || deleter::wipe(fence, &volume, &shared)).await;
         let outcome = match &result {
             Ok(_) => "success",
-            Err(Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped) => "cancelled",
+            Err(Ended::NotWiped(WipeError::Cancelled)) => "cancelled",
             Err(_) => "failed",
         };
         self.metrics.wipes.get_or_create(&OutcomeLabels { outcome }).inc();
@@ -203,19 +248,6 @@ impl Tools {
             info!(pv = target.pv, entry = target.entry, done, seconds, "Volume is wiped and verified");
         }
         result
-    }
-
-    /// Runs blocking work on a thread of its own and waits for it, also when the agent
-    /// is stopping: it is told to end, and what it holds must not be left open.
-    async fn on_thread<T: Send + 'static>(
-        &self,
-        pv: &str,
-        work: impl FnOnce() -> Result<T, WipeError> + Send + 'static,
-    ) -> Result<T, Ended> {
-        match deleter::spawn(&thread_name(pv), work).await {
-            Ok(result) => result.map_err(Ended::NotWiped),
-            Err(_) => Err(Ended::NotWiped(WipeError::Refused("no thread is to be had for the wipe".to_owned()))),
-        }
     }
 
     /// Removes the PV, for as long as it takes to be sure of it: the wipe is done, and
@@ -240,5 +272,14 @@ impl Tools {
             () = tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)) => Ok(()),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
+    }
+}
+
+/// Waits for blocking work, also when the agent is stopping: it is told to end, and
+/// what it holds must not be left open.
+async fn on_thread<T>(work: oneshot::Receiver<Result<T, WipeError>>) -> Result<T, Ended> {
+    match work.await {
+        Ok(result) => result.map_err(Ended::NotWiped),
+        Err(_) => Err(Ended::NotWiped(WipeError::Refused("no thread is to be had for the wipe".to_owned()))),
     }
 }

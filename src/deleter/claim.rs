@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 
 use super::{Claimed, OpenVolume, WipeError};
 use crate::identity::{Comparison, DeviceNumber, Identity};
@@ -61,7 +61,12 @@ fn open_directory(parent: &OwnedFd, target: &Target, path: &str) -> Result<OpenV
     }
     let mounts = MountTable::read().map_err(WipeError::io("reading the mount table"))?;
     same(&target.identity, &mount_identity(&stat, &mounts))?;
-    Ok(OpenVolume::Directory(fd))
+    // For directories there is no O_EXCL; this keeps out other agents at least.
+    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(OpenVolume::Directory(fd)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(WipeError::Busy(format!("another process has {path} locked"))),
+        Err(errno) => Err(WipeError::io("locking the volume's root directory")(errno.into())),
+    }
 }
 
 fn open_device(parent: &OwnedFd, target: &Target, path: &str, access: OFlags) -> Result<OpenVolume, WipeError> {

@@ -13,6 +13,8 @@ use super::{Control, WipeError};
 /// Directories open at once. A deeper one is first moved up to the root, so that any
 /// depth takes few files and no recursion.
 const MAX_DEPTH: usize = 64;
+/// Passes in which nothing was moved up, before somebody else must be at work.
+const MAX_PASSES: u32 = 10;
 /// `fsck` keeps this directory in the root of ext filesystems; it is emptied, and left.
 const LOST_AND_FOUND: &CStr = c"lost+found";
 
@@ -39,11 +41,17 @@ struct Removal<'a> {
 pub fn remove_contents(root: &OwnedFd, control: &Control) -> Result<(), WipeError> {
     let mut removal = Removal { root: root.as_fd(), control, moved: 0, removed_in_pass: 0, obstacle: None };
     // A pass may miss entries that were moved or made meanwhile: look until one finds
-    // nothing, or can't get on.
-    while first_entry(root)?.is_some() {
+    // nothing, or can't get on, or somebody makes them as fast as they are removed.
+    let mut passes = 0;
+    while let Some(name) = first_entry(root)? {
+        let moved = removal.moved;
         removal.removed_in_pass = 0;
         removal.obstacle = None;
         removal.pass()?;
+        passes += u32::from(moved == removal.moved);
+        if passes > MAX_PASSES {
+            return Err(WipeError::Busy(format!("something is still writing into it ({name} was there again)")));
+        }
         if removal.removed_in_pass == 0 {
             let (path, errno) = removal.obstacle.unwrap_or_else(|| ("an entry".to_owned(), Errno::BUSY));
             return Err(obstacle(path, errno));

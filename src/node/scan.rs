@@ -24,7 +24,11 @@ use crate::node::watch::Watches;
 
 /// How long one entry may take before the scan goes on without it; doubled each time
 /// that it was too short, up to the maximum.
-const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+/// How long one scan waits in all for entries that are slow; with that spent, each gets
+/// the least patience only.
+const PATIENCE_PER_SCAN: Duration = Duration::from_secs(2);
+const LEAST_PATIENCE: Duration = Duration::from_millis(20);
 /// Rest after a scan, as a multiple of the time that it took, and its bounds: reading
 /// the mount table holds up mount(2), so a scan must not follow on a scan; many mounts
 /// in a row are then a few scans. A short scan needs a short rest only.
@@ -56,6 +60,7 @@ pub fn spawn(
         waker: waker.clone(),
         hung: Hung::default(),
         patience: HashMap::new(),
+        patience_left: PATIENCE_PER_SCAN,
         known: Arc::default(),
         fingerprints: HashMap::new(),
     };
@@ -83,12 +88,14 @@ struct Scan {
     waker: Waker,
     hung: Hung,
     patience: HashMap<Place, Duration>,
+    patience_left: Duration,
     known: Arc<Known>,
     fingerprints: HashMap<String, Fingerprint>,
 }
 
 impl Scan {
     fn snapshot(&mut self) -> Snapshot {
+        self.patience_left = PATIENCE_PER_SCAN;
         if self.waker.full.swap(false, Ordering::Relaxed) {
             self.known = Arc::default();
         }
@@ -148,7 +155,7 @@ impl Scan {
     }
 
     fn entries(
-        &self,
+        &mut self,
         directory: &str,
         names: Vec<OsString>,
         hung: &HashSet<Place>,
@@ -173,9 +180,15 @@ impl Scan {
         Ok(entries)
     }
 
-    fn await_report(&self, worker: &RunningWorker, place: &Place) -> Result<Report, Place> {
+    fn await_report(&mut self, worker: &RunningWorker, place: &Place) -> Result<Report, Place> {
+        if let Ok(report) = worker.reports.try_recv() {
+            return Ok(report);
+        }
         let patience = self.patience.get(place).copied().unwrap_or(PATIENCE.0);
-        worker.reports.recv_timeout(patience).map_err(|_| place.clone())
+        let start = Instant::now();
+        let report = worker.reports.recv_timeout(patience.min(self.patience_left).max(LEAST_PATIENCE));
+        self.patience_left = self.patience_left.saturating_sub(start.elapsed());
+        report.map_err(|_| place.clone())
     }
 
     /// Leaves the worker where it is stuck. It notices by itself when it gets on.

@@ -21,7 +21,6 @@ use crate::node::probe::Fingerprint;
 pub struct Watches {
     watcher: RecommendedWatcher,
     armed: BTreeMap<String, Option<Fingerprint>>,
-    above: BTreeSet<PathBuf>,
 }
 
 impl Watches {
@@ -40,18 +39,17 @@ impl Watches {
             }
         })
         .context("no inotify instance can be had; raise fs.inotify.max_user_instances")?;
-        Ok(Self { watcher, armed: BTreeMap::new(), above: BTreeSet::new() })
+        Ok(Self { watcher, armed: BTreeMap::new() })
     }
 
-    /// Watches the directory that the scan has just seen at the path (`None`: none),
-    /// unless it is the one that is watched already.
+    /// Watches the directory that the scan has just seen at the path (`None`: none), and
+    /// the nearest one above it. Done at each scan: to watch again what is watched
+    /// costs nothing, and a watch can be lost without a word, as by a directory that was
+    /// removed and made again, even with the same inode.
     pub fn rearm(&mut self, directory: &str, seen: Option<Fingerprint>) {
-        let before = self.armed.get(directory).copied();
-        if before == Some(seen) {
-            return;
-        }
         let path = Path::new(directory);
-        if before.flatten().is_some() {
+        let before = self.armed.insert(directory.to_owned(), seen).flatten();
+        if before.is_some() && before != seen {
             // The old directory may be gone, and its watch with it.
             let _ = self.watcher.unwatch(path);
         }
@@ -61,12 +59,10 @@ impl Watches {
             warn!(%error, directory, "Directory can't be watched; changes in it are seen at the next resync only");
         }
         if let Some(above) = path.ancestors().skip(1).find(|above| above.exists())
-            && self.above.insert(above.to_path_buf())
             && let Err(error) = self.watcher.watch(above, RecursiveMode::NonRecursive)
         {
             debug!(%error, directory = %above.display(), "Directory above a discovery directory can't be watched");
         }
-        self.armed.insert(directory.to_owned(), seen);
     }
 }
 

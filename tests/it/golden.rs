@@ -81,6 +81,7 @@ fn ours(case: &Value) -> Vec<Value> {
         node: &node,
         classes: &classes.collect(),
         findings: &discover(&config, &snapshot),
+        unseen: &BTreeMap::new(),
         owned: &BTreeMap::new(),
         suspects: &BTreeSet::new(),
         foreign: &BTreeMap::new(),

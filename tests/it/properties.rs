@@ -164,8 +164,9 @@ impl Scene {
         if retain {
             volume.reclaim_policy = ReclaimPolicy::Retain;
         }
+        // Two PVs may name one path: restored from a backup under another name.
         if self.owned.values().any(|owned| owned.path == volume.path) {
-            return;
+            volume.name.push_str("-restored");
         }
         let phases = [Phase::Pending, Phase::Available, Phase::Bound, Phase::Released, Phase::Failed];
         if suspect {
@@ -182,6 +183,7 @@ impl Scene {
             node: &node(),
             classes: &self.classes,
             findings: &self.findings,
+            unseen: &BTreeMap::new(),
             owned: &self.owned,
             suspects: &self.suspects,
             foreign: &self.foreign,
@@ -262,6 +264,9 @@ proptest! {
                     let released = owned.phase == Phase::Released && owned.reclaim_policy == ReclaimPolicy::Delete;
                     prop_assert!(owned.fenced || released && !owned.terminating);
                     prop_assert!(!scene.suspects.contains(&pv));
+                    let named_by = scene.owned.values().filter(|other| other.path == owned.path).count();
+                    prop_assert!(named_by == 1 && !scene.foreign.contains_key(&owned.path), "nobody else names the path");
+                    prop_assert!(!(owned.terminating && owned.phase == Phase::Bound));
                     prop_assert_eq!(format!("{}/{}", target.mount_dir.replace("/m", "/h"), target.entry), owned.path.clone());
                 }
             }

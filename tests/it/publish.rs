@@ -149,15 +149,25 @@ async fn a_discovery_directory_may_come_late_be_replaced_and_be_mounted_over() {
     let disks = node.root().join("above/disks");
     let agent = start(&node, &[(&class, &disks, "volumeMode: Block")]);
     agent.wait_log("Discovery directory can't be read", SOON).await;
-    let disk: Vec<_> = (0..4).map(|_| LoopDisk::new(node.dir(), 1 << 20)).collect();
+    let disk: Vec<_> = (0..5).map(|_| LoopDisk::new(node.dir(), 1 << 20)).collect();
 
-    fs::create_dir_all(&disks).expect("a directory can be made");
+    wait_ready(&agent).await;
+    for directory in [node.root().join("above"), disks.clone()] {
+        fs::create_dir(directory).expect("a directory can be made");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     agent.wait_log("Discovery directory can be read again", SOON).await;
     node.wait_pv(&disk[0].link(&disks, "late"), |_| true, SOON).await;
 
     fs::rename(&disks, disks.with_file_name("old")).expect("a directory can be moved");
     fs::create_dir(&disks).expect("a directory can be made");
     node.wait_pv(&disk[1].link(&disks, "replaced"), |_| true, SOON).await;
+
+    // The kernel gives the inode of what was removed to what is made next.
+    fs::remove_dir_all(&disks).expect("a directory can be removed");
+    fs::create_dir(&disks).expect("a directory can be made");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    node.wait_pv(&disk[4].link(&disks, "made again"), |_| true, SOON).await;
 
     disk::tmpfs(&disks, 1 << 20);
     node.wait_pv(&disk[2].link(&disks, "over"), |_| true, SOON).await;
@@ -218,5 +228,26 @@ async fn nothing_is_published_twice_by_names_that_collide() {
     assert!(sentence.contains(&name), "{sentence}");
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(node.pvs().await.len(), 2);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn of_a_directory_that_cant_be_read_nothing_is_concluded() {
+    let node = TestNode::new(shared(), "unread").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    node.wait_pv(&disks.join("v"), |_| true, SOON).await;
+    wait_verdict(&agent, &class, "v", "Published").await;
+    fs::rename(&disks, disks.with_file_name("away")).expect("a directory can be moved");
+    let sentence = wait_verdict(&agent, &class, "v", "Unresponsive").await;
+    assert!(sentence.contains("can't be read"), "{sentence}");
+    fs::rename(disks.with_file_name("away"), &disks).expect("a directory can be moved");
+    wait_verdict(&agent, &class, "v", "Published").await;
+    disk::umount(&disks.join("v"));
+    fs::remove_dir(disks.join("v")).expect("a directory can be removed");
+    wait_verdict(&agent, &class, "v", "Vanished").await;
+    assert_eq!(node.pvs().await.len(), 1);
     node.clean_up().await;
 }

@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use serde_json::json;
 
 use crate::common::{SOON, start, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
@@ -234,5 +236,90 @@ async fn a_pv_whose_path_is_no_first_level_entry_is_refused() {
     let now = node.wait_pv(&disks.join("deeper/disk"), |_| true, SOON).await;
     assert_eq!(now.metadata.resource_version, released.metadata.resource_version, "it was not touched");
     assert!(deep.read_all()[..512].iter().all(|byte| *byte == b'x'), "it was not wiped");
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_path_that_two_pvs_name_is_not_wiped_for_either() {
+    let node = TestNode::new(shared(), "both").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let volume = disks.join("v");
+    disk::tmpfs(&volume, 1 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &volume).await;
+    let first = node.bind(name(&pv)).await;
+    // As restored from a backup under another name: signed, labelled, and claimed.
+    let mut restored = node.local_pv(&format!("restored-{}", node.name()), &class, &volume);
+    restored.metadata.annotations.clone_from(&pv.metadata.annotations);
+    restored.metadata.labels.clone_from(&pv.metadata.labels);
+    let restored = node.create_pv(&restored).await;
+    node.bind(name(&restored)).await;
+    fs::write(volume.join("data"), "x").expect("a file can be written");
+    node.release(&first).await;
+    let sentence = wait_verdict(&agent, &class, "v", "PathInUse").await;
+    assert!(sentence.contains("restored-"), "{sentence}");
+    let released = node.wait_pv(&volume, |pv| phase(pv) == "Released", SOON).await;
+    assert!(released.metadata.deletion_timestamp.is_none());
+    assert_eq!(entries(&volume), ["data"]);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_pv_that_is_bound_again_behind_the_fence_is_not_wiped() {
+    let node = TestNode::new(shared(), "rebound").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let volume = disks.join("v");
+    disk::tmpfs(&volume, 1 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &volume).await;
+    node.bind(name(&pv)).await;
+    fs::write(volume.join("data"), "x").expect("a file can be written");
+    drop(agent);
+    // Fenced by an agent that died before it could delete it; then bound to a new claim
+    // and deleted by an admin: Bound, Terminating, and with our finalizer.
+    let api: Api<PersistentVolume> = Api::all(node.client());
+    let patch = Patch::Strategic(json!({ "metadata": { "finalizers": ["mooring.dev/wipe"] } }));
+    api.patch(name(&pv), &PatchParams::default(), &patch).await.expect("a finalizer can be added");
+    api.delete(name(&pv), &DeleteParams::default()).await.expect("a PV can be deleted");
+    let agent = start(&node, &[(&class, &disks, "")]);
+    wait_verdict(&agent, &class, "v", "Pending").await;
+    // Something else is dealt with meanwhile.
+    disk::tmpfs(&disks.join("w"), 1 << 20);
+    available(&node, &disks.join("w")).await;
+    assert_eq!(entries(&volume), ["data"]);
+    let now = api.get(name(&pv)).await.expect("it is still there");
+    assert_eq!(phase(&now), "Bound");
+    // Once that claim is gone, it is wiped like any other.
+    let claim = now.spec.and_then(|spec| spec.claim_ref).and_then(|claim| claim.name).expect("it has a claim");
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(node.client(), "default");
+    let claim = claims.get(&claim).await.expect("the claim is there");
+    node.release(&claim).await;
+    offered_anew(&node, &volume, &pv).await;
+    assert_eq!(entries(&volume), [""; 0]);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_directory_that_another_agent_is_emptying_is_left_to_it() {
+    let node = TestNode::new(shared(), "locked").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let volume = disks.join("v");
+    disk::tmpfs(&volume, 1 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &volume).await;
+    let claim = node.bind(name(&pv)).await;
+    fs::write(volume.join("data"), "x").expect("a file can be written");
+    let other = fs::File::open(&volume).expect("the directory can be opened");
+    other.lock().expect("it can be locked");
+    node.release(&claim).await;
+    let sentence = wait_verdict(&agent, &class, "v", "Busy").await;
+    assert!(sentence.contains("locked"), "{sentence}");
+    assert_eq!(entries(&volume), ["data"]);
+    drop(other);
+    offered_anew(&node, &volume, &pv).await;
+    assert_eq!(entries(&volume), [""; 0]);
     node.clean_up().await;
 }

@@ -43,11 +43,9 @@ async fn a_restart_writes_nothing_and_an_unlabelled_pv_is_adopted_by_one_patch()
     // In peace: nothing but watches, which last a minute each.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let settled = requests(&plane).len();
-    let cpu = agent.cpu_ticks().expect("it runs");
     tokio::time::sleep(Duration::from_secs(10)).await;
     let idle = requests(&plane).split_off(settled);
     assert!(idle.iter().all(|entry| entry.verb == "watch"), "{idle:?}");
-    assert!(agent.cpu_ticks().expect("it runs") - cpu <= 5, "no CPU to speak of");
     let writes = requests(&plane).into_iter().filter(is_write).count();
     assert_eq!(writes, 20, "a restart writes nothing");
     assert_eq!(node.pvs().await.len(), volumes.len(), "no volume twice");

@@ -32,6 +32,12 @@ async fn a_config_that_cant_be_used_is_waited_for() {
     let (status, text) = agent.get("/ready").await;
     assert!(status == 503 && text.contains("config"), "{status} {text}");
     assert_eq!(agent.get("/healthz").await.0, 200);
+    // It ends when it is told to, also while it waits.
+    let mut waiting =
+        Agent::start(&node, AgentOptions { config: &[("storageClassMap", &bad)], ..AgentOptions::default() });
+    waiting.wait_log("The config can't be used", SOON).await;
+    waiting.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(waiting.wait_exit(SOON).await.success());
     agent.rewrite_config(&[("storageClassMap", &storage_class_map(&[(&class, &disks, "")]))]);
     node.wait_pv(&disks.join("v"), |_| true, SOON).await;
     assert_eq!(count(&agent, "The config can't be used"), 1);

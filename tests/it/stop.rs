@@ -95,7 +95,9 @@ async fn an_entry_that_hangs_delays_no_other_and_is_taken_up_when_it_answers() {
         disk::tmpfs(&disks.join(format!("c-{round}")), 1 << 20);
         node.wait_pv(&disks.join(format!("c-{round}")), |_| true, SOON).await;
     }
-    let stuck = agent.logs().iter().filter(|line| line.contains("The kernel does not answer")).count();
+    let logs = agent.logs();
+    let about = |line: &&String| line.contains("The kernel does not answer") && line.contains("a-frozen");
+    let stuck = logs.iter().filter(about).count();
     assert_eq!(stuck, 1);
     frozen.freeze(false);
     agent.wait_log("The kernel answers again", SOON).await;
