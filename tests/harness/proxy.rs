@@ -26,6 +26,8 @@ pub struct Faults {
     pub lost_creates: u32,
     /// So many patches are carried out, but their answers are lost.
     pub lost_patches: u32,
+    /// So many POSTs are carried out, and never answered.
+    pub hung_creates: u32,
     /// So many DELETEs are carried out, but their answers are lost.
     pub lost_deletes: u32,
 }
@@ -124,6 +126,7 @@ async fn forward(State(mut shared): State<Shared>, request: Request) -> Response
             return (StatusCode::GONE, Json(status)).into_response();
         }
     }
+    let hang = parts.method == Method::POST && take(&mut lock(&shared.faults).hung_creates);
     let lose = {
         let mut faults = lock(&shared.faults);
         match parts.method {
@@ -146,6 +149,9 @@ async fn forward(State(mut shared): State<Shared>, request: Request) -> Response
         Ok(answer) => answer,
         Err(error) => return (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
     };
+    if hang {
+        std::future::pending::<()>().await;
+    }
     let (head, body) = answer.into_parts();
     let body = Body::new(body);
     let body = if lose {

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod claim;
 mod common;
 mod docs;
 mod golden;

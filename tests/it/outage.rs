@@ -111,3 +111,28 @@ async fn answers_that_are_lost_leave_neither_a_second_pv_nor_a_lost_one() {
     assert_eq!(wipes, Some(1.0), "a lost answer is no reason to wipe again");
     node.clean_up().await;
 }
+
+#[tokio::test]
+async fn a_call_that_is_never_answered_ends_at_its_deadline() {
+    let node = TestNode::new(shared(), "deadline").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let proxy = Proxy::start(&node);
+    let agent = start_behind(&proxy, &node, &class, &disks);
+    wait_ready(&agent).await;
+    proxy.set(Faults { hung_creates: 1, ..Faults::default() });
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let pv = node.wait_pv(&disks.join("v"), |_| true, SOON).await;
+    // Others do not wait for it.
+    disk::tmpfs(&disks.join("w"), 1 << 20);
+    node.wait_pv(&disks.join("w"), |_| true, SOON).await;
+    agent.wait_log("The API server does not answer", SOON).await;
+    disk::tmpfs(&disks.join("x"), 1 << 20);
+    agent.wait_log("The API server answers again", SOON).await;
+    let series = format!("mooring_volumes{{class=\"{class}\",verdict=\"Published\"}}");
+    agent.wait_metric(&series, |count| (count - 3.0).abs() < 0.5, SOON).await;
+    let now = node.wait_pv(&disks.join("v"), |_| true, SOON).await;
+    assert_eq!(now.metadata.uid, pv.metadata.uid, "it was not made twice");
+    assert_eq!(node.pvs().await.len(), 3);
+    node.clean_up().await;
+}

@@ -251,3 +251,23 @@ async fn of_a_directory_that_cant_be_read_nothing_is_concluded() {
     assert_eq!(node.pvs().await.len(), 1);
     node.clean_up().await;
 }
+
+#[tokio::test]
+async fn what_changes_without_an_event_is_seen_at_the_next_resync() {
+    let node = TestNode::new(shared(), "resync").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let file = node.dir().join("growing");
+    fs::write(&file, "").expect("a file can be made");
+    let disk = LoopDisk::attach(file.clone());
+    let agent = start_with(&node, &[(&class, &disks, "volumeMode: Block")], &[("minResyncPeriod", "500ms")]);
+    let link = disk.link(&disks, "growing");
+    wait_verdict(&agent, &class, "growing", "ZeroCapacity").await;
+    // A device that grows changes neither its directory nor the mount table.
+    let grown = fs::OpenOptions::new().write(true).open(&file).and_then(|file| file.set_len(32 << 20));
+    grown.expect("a file can grow");
+    let noticed = std::process::Command::new("losetup").arg("--set-capacity").arg(&disk.device).status();
+    assert!(noticed.expect("losetup can be run").success());
+    node.wait_pv(&link, |_| true, SOON).await;
+    node.clean_up().await;
+}
