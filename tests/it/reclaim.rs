@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
@@ -12,8 +12,8 @@ use serde_json::json;
 use crate::common::{SOON, start, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
-use crate::harness::shared;
 use crate::harness::volumes::phase;
+use crate::harness::{Agent, shared};
 
 fn name(pv: &PersistentVolume) -> &str {
     pv.metadata.name.as_deref().expect("a PV has a name")
@@ -26,6 +26,27 @@ fn entries(dir: &Path) -> Vec<String> {
 
 async fn available(node: &TestNode, path: &Path) -> PersistentVolume {
     node.wait_pv(path, |pv| phase(pv) == "Available", SOON).await
+}
+
+/// An empty tmpfs that an agent has published.
+struct Offered {
+    node: TestNode,
+    class: String,
+    disks: PathBuf,
+    volume: PathBuf,
+    agent: Agent,
+    pv: PersistentVolume,
+}
+
+async fn offered(tag: &str) -> Offered {
+    let node = TestNode::new(shared(), tag).await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let volume = disks.join("v");
+    disk::tmpfs(&volume, 1 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &volume).await;
+    Offered { node, class, disks, volume, agent, pv }
 }
 
 /// Waits until the path is offered by another PV than before.
@@ -241,13 +262,7 @@ async fn a_pv_whose_path_is_no_first_level_entry_is_refused() {
 
 #[tokio::test]
 async fn a_path_that_two_pvs_name_is_not_wiped_for_either() {
-    let node = TestNode::new(shared(), "both").await;
-    let class = node.class("fast", "Delete").await;
-    let disks = node.discovery_dir("disks");
-    let volume = disks.join("v");
-    disk::tmpfs(&volume, 1 << 20);
-    let agent = start(&node, &[(&class, &disks, "")]);
-    let pv = available(&node, &volume).await;
+    let Offered { node, class, volume, agent, pv, .. } = offered("both").await;
     let first = node.bind(name(&pv)).await;
     // As restored from a backup under another name: signed, labelled, and claimed.
     let mut restored = node.local_pv(&format!("restored-{}", node.name()), &class, &volume);
@@ -267,13 +282,7 @@ async fn a_path_that_two_pvs_name_is_not_wiped_for_either() {
 
 #[tokio::test]
 async fn a_pv_that_is_bound_again_behind_the_fence_is_not_wiped() {
-    let node = TestNode::new(shared(), "rebound").await;
-    let class = node.class("fast", "Delete").await;
-    let disks = node.discovery_dir("disks");
-    let volume = disks.join("v");
-    disk::tmpfs(&volume, 1 << 20);
-    let agent = start(&node, &[(&class, &disks, "")]);
-    let pv = available(&node, &volume).await;
+    let Offered { node, class, disks, volume, agent, pv } = offered("rebound").await;
     node.bind(name(&pv)).await;
     fs::write(volume.join("data"), "x").expect("a file can be written");
     drop(agent);
@@ -303,13 +312,7 @@ async fn a_pv_that_is_bound_again_behind_the_fence_is_not_wiped() {
 
 #[tokio::test]
 async fn a_directory_that_another_agent_is_emptying_is_left_to_it() {
-    let node = TestNode::new(shared(), "locked").await;
-    let class = node.class("fast", "Delete").await;
-    let disks = node.discovery_dir("disks");
-    let volume = disks.join("v");
-    disk::tmpfs(&volume, 1 << 20);
-    let agent = start(&node, &[(&class, &disks, "")]);
-    let pv = available(&node, &volume).await;
+    let Offered { node, class, volume, agent, pv, .. } = offered("locked").await;
     let claim = node.bind(name(&pv)).await;
     fs::write(volume.join("data"), "x").expect("a file can be written");
     let other = fs::File::open(&volume).expect("the directory can be opened");

@@ -1,6 +1,7 @@
 //! How the agent ends, and goes on after: in order, killed, and with a thread that the
 //! kernel holds.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -9,16 +10,14 @@ use crate::common::{SOON, start, wait_ready, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::frozen::FrozenMount;
 use crate::harness::node::TestNode;
-use crate::harness::shared;
 use crate::harness::throttle::Throttle;
 use crate::harness::volumes::phase;
+use crate::harness::{Agent, shared};
 
 const SIZE: u64 = 256 << 20;
 
 /// A node with a Released device whose wipe takes about 25 s, and the agent at it.
-async fn in_the_middle_of_a_wipe(
-    node: &TestNode,
-) -> (String, std::path::PathBuf, LoopDisk, crate::harness::Agent, Throttle) {
+async fn in_the_middle_of_a_wipe(node: &TestNode) -> (String, PathBuf, LoopDisk, Agent, Throttle) {
     let class = node.class("raw", "Delete").await;
     let disks = node.discovery_dir("disks");
     let disk = LoopDisk::new(node.dir(), SIZE);
@@ -36,7 +35,34 @@ async fn in_the_middle_of_a_wipe(
     (class, disks, disk, agent, throttle)
 }
 
-async fn is_finished_by_the_next_agent(node: &TestNode, class: &str, disks: &std::path::Path, disk: &LoopDisk) {
+/// A device whose disk has stopped answering in the middle of its wipe.
+struct Held {
+    node: TestNode,
+    disks: PathBuf,
+    frozen: FrozenMount,
+    disk: LoopDisk,
+    agent: Agent,
+    pv: String,
+}
+
+async fn held_in_a_wipe(tag: &str) -> Held {
+    let node = TestNode::new(shared(), tag).await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let frozen = FrozenMount::new(&node.root().join("frozen"), 64 << 20);
+    let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
+    let link = disk.link(&disks, "disk");
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let pv = pv.metadata.name.expect("it has a name");
+    let claim = node.bind(&pv).await;
+    frozen.freeze(true);
+    node.release(&claim).await;
+    node.wait_pv(&link, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
+    Held { node, disks, frozen, disk, agent, pv }
+}
+
+async fn is_finished_by_the_next_agent(node: &TestNode, class: &str, disks: &Path, disk: &LoopDisk) {
     let link = disks.join("disk");
     let pv = node.wait_pv(&link, |_| true, SOON).await;
     assert!(pv.metadata.deletion_timestamp.is_some(), "no claim can get at it");
@@ -114,19 +140,7 @@ async fn an_entry_that_hangs_delays_no_other_and_is_taken_up_when_it_answers() {
 
 #[tokio::test]
 async fn a_thread_that_the_kernel_holds_is_named_and_holds_up_nothing_else() {
-    let node = TestNode::new(shared(), "held").await;
-    let class = node.class("raw", "Delete").await;
-    let disks = node.discovery_dir("disks");
-    let frozen = FrozenMount::new(&node.root().join("frozen"), 64 << 20);
-    let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
-    let link = disk.link(&disks, "disk");
-    let mut agent = start(&node, &[(&class, &disks, "")]);
-    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
-    let name = pv.metadata.name.clone().expect("it has a name");
-    let claim = node.bind(&name).await;
-    frozen.freeze(true);
-    node.release(&claim).await;
-    node.wait_pv(&link, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
+    let Held { node, disks, frozen, disk, mut agent, pv: name } = held_in_a_wipe("held").await;
     // Others are published and wiped meanwhile.
     let other = disks.join("other");
     disk::tmpfs(&other, 1 << 20);
@@ -152,18 +166,7 @@ async fn a_thread_that_the_kernel_holds_is_named_and_holds_up_nothing_else() {
 
 #[tokio::test]
 async fn a_second_signal_ends_the_agent_at_once() {
-    let node = TestNode::new(shared(), "twice").await;
-    let class = node.class("raw", "Delete").await;
-    let disks = node.discovery_dir("disks");
-    let frozen = FrozenMount::new(&node.root().join("frozen"), 64 << 20);
-    let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
-    let link = disk.link(&disks, "disk");
-    let mut agent = start(&node, &[(&class, &disks, "")]);
-    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
-    let claim = node.bind(pv.metadata.name.as_deref().expect("it has a name")).await;
-    frozen.freeze(true);
-    node.release(&claim).await;
-    node.wait_pv(&link, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
+    let Held { node, frozen, disk, mut agent, .. } = held_in_a_wipe("twice").await;
     agent.signal(Signal::SIGTERM);
     agent.wait_log("Stopping", SOON).await;
     agent.signal(Signal::SIGTERM);
