@@ -60,6 +60,7 @@ pub struct Parts {
 /// The loop and its state.
 pub struct Controller {
     config: Config,
+    node_name: String,
     scanner: Scanner,
     cluster: Cluster,
     watches: Client,
@@ -97,12 +98,10 @@ impl Controller {
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
         let scanner = Scanner::start(parts.config.mount_dirs())?;
         let (event_sender, events) = mpsc::channel(64);
-        let mut feeds = JoinSet::new();
-        feeds.spawn(feed::node(parts.watches.clone(), parts.node_name.clone(), event_sender.clone()));
-        feeds.spawn(feed::storage_classes(parts.watches.clone(), event_sender.clone()));
         let (stop, stopped) = watch::channel(false);
         let resync_at = Instant::now() + next_resync(&parts.config);
-        Ok(Self {
+        let mut controller = Self {
+            node_name: parts.node_name,
             tools: Tools {
                 cluster: parts.cluster.clone(),
                 node: None,
@@ -119,7 +118,7 @@ impl Controller {
             cache: Cache::default(),
             events,
             event_sender,
-            feeds,
+            feeds: JoinSet::new(),
             pv_feeds: JoinSet::new(),
             fed_for: None,
             snapshot: None,
@@ -136,7 +135,9 @@ impl Controller {
             calls_since_settled: 0,
             wake_at: None,
             resync_at,
-        })
+        };
+        controller.feed_cluster();
+        Ok(controller)
     }
 
     /// Runs until `shutdown` completes, then stops in order: nothing new is begun,
@@ -251,6 +252,13 @@ impl Controller {
         self.feed_pvs();
     }
 
+    /// Begins to read what does not depend on the Node's identity.
+    fn feed_cluster(&mut self) {
+        let (client, events) = (&self.watches, &self.event_sender);
+        self.feeds.spawn(feed::node(client.clone(), self.node_name.clone(), events.clone()));
+        self.feeds.spawn(feed::storage_classes(client.clone(), events.clone()));
+    }
+
     /// Begins to read PVs once the Node is known, and anew when it is another one.
     fn feed_pvs(&mut self) {
         let Some(node) = self.cache.node() else { return };
@@ -270,8 +278,7 @@ impl Controller {
             let (sender, receiver) = mpsc::channel(64);
             (self.event_sender, self.events) = (sender, receiver);
             self.feeds.abort_all();
-            self.feeds.spawn(feed::node(self.watches.clone(), node.name.clone(), self.event_sender.clone()));
-            self.feeds.spawn(feed::storage_classes(self.watches.clone(), self.event_sender.clone()));
+            self.feed_cluster();
         }
         let name_only = self.config.use_node_name_only;
         let (client, events) = (self.watches.clone(), self.event_sender.clone());

@@ -25,7 +25,17 @@ pub struct Memory {
 #[derive(Clone, Copy, Debug)]
 struct Silence {
     until: Instant,
-    wait: Duration,
+    failures: u32,
+}
+
+/// How long to wait after so many `failures` in a row before this one: the first wait of
+/// the `bounds`, doubled with each up to the longest, and of that a part between half and
+/// all of it, by `jitter` in `[0, 1)`, so that the agents of a cluster do not all come
+/// back at the same moment.
+#[must_use]
+pub fn backoff(bounds: (Duration, Duration), failures: u32, jitter: f64) -> Duration {
+    let (first, longest) = bounds;
+    (first * 2_u32.saturating_pow(failures.min(16))).min(longest).mul_f64(0.5 + jitter / 2.0)
 }
 
 /// A failure that is waited out.
@@ -55,36 +65,36 @@ impl Memory {
         self.in_flight.remove(pv);
     }
 
-    /// Work for the PV failed. The wait doubles with each failure in a row; `jitter`
-    /// in `[0, 1)` spreads the agents of a cluster.
+    /// Work for the PV failed; it waits longer with each failure in a row (see [`backoff`]).
     pub fn failed(&mut self, pv: &str, verdict: Verdict, now: Instant, jitter: f64) {
-        self.look_again(pv);
-        let failures = self.setbacks.get(pv).map_or(0, |setback| setback.failures);
-        let wait = (BACKOFF.0 * 2_u32.saturating_pow(failures.min(16))).min(BACKOFF.1);
-        let retry_at = now + wait.mul_f64(0.5 + jitter / 2.0);
-        self.setbacks.insert(pv.to_owned(), Setback { verdict, retry_at, failures: failures.saturating_add(1) });
+        let failures = self.failures(pv);
+        let wait = backoff(BACKOFF, failures, jitter);
+        self.set_back(pv, Setback { verdict, retry_at: now + wait, failures: failures.saturating_add(1) });
     }
 
     /// A call for the PV had no answer. It waits a little, so that others are tried first:
     /// else one call that always fails would keep all others.
     pub fn unanswered(&mut self, pv: &str, verdict: Verdict, now: Instant, jitter: f64) {
-        let failures = self.failures(pv);
+        let wait = backoff((SILENCE.1, SILENCE.1), 0, jitter);
+        self.set_back(pv, Setback { verdict, retry_at: now + wait, failures: self.failures(pv) });
+    }
+
+    fn set_back(&mut self, pv: &str, setback: Setback) {
         self.look_again(pv);
-        let retry_at = now + SILENCE.1.mul_f64(0.5 + jitter / 2.0);
-        self.setbacks.insert(pv.to_owned(), Setback { verdict, retry_at, failures });
+        self.setbacks.insert(pv.to_owned(), setback);
     }
 
     /// A call had no answer. Calls that fail together count as one failure; returns
     /// whether this was the first.
     pub fn api_is_silent(&mut self, now: Instant, jitter: f64) -> bool {
-        let wait = match self.silence {
+        let failures = match self.silence {
             Some(silence) if now < silence.until => return false,
-            Some(silence) => (silence.wait * 2).min(SILENCE.1),
-            None => SILENCE.0,
+            Some(silence) => silence.failures,
+            None => 0,
         };
-        let first = self.silence.is_none();
-        self.silence = Some(Silence { until: now + wait.mul_f64(0.5 + jitter / 2.0), wait });
-        first
+        let until = now + backoff(SILENCE, failures, jitter);
+        self.silence = Some(Silence { until, failures: failures.saturating_add(1) });
+        failures == 0
     }
 
     /// A call was answered; returns whether that ends a silence.

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::Event;
 use crate::cluster::{ApiError, Cluster};
+use crate::memory::backoff;
 use crate::pv::{self, Decoded, HOSTNAME_LABEL, NODE_LABEL};
 use crate::volume::{NodeFacts, ReclaimPolicy, StorageClassFacts};
 
@@ -228,9 +229,9 @@ impl Complaint {
             warn!(%error, resource = self.what, "Resource can't be read; trying again");
         }
         self.last = Some(error);
-        let wait = (BACKOFF.0 * 2_u32.saturating_pow(self.failures.min(16))).min(BACKOFF.1);
+        let wait = backoff(BACKOFF, self.failures, fastrand::f64());
         self.failures += 1;
-        tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        tokio::time::sleep(wait).await;
     }
 
     fn settled(&mut self) {

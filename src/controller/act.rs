@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 use crate::cluster::{ApiError, Cluster};
 use crate::deleter::{self, Control, Verified, Warrant, WipeError};
 use crate::identity::Identity;
+use crate::memory::backoff;
 use crate::metrics::{Metrics, OutcomeLabels};
 use crate::plan::{Action, Target};
 use crate::pv::{self, Decoded, OwnedPv};
@@ -37,6 +38,10 @@ pub struct Tools {
     pub stopped: watch::Receiver<bool>,
     pub metrics: Arc<Metrics>,
 }
+
+/// Leave to wipe, given back with this value. Only devices need a permit: they take
+/// bandwidth, and long.
+struct Turn(Option<OwnedSemaphorePermit>);
 
 /// The end of a task.
 pub struct Done {
@@ -118,6 +123,7 @@ impl Tools {
         control: Arc<Control>,
     ) -> Result<Option<PersistentVolume>, Ended> {
         let mut verified: Option<Verified> = None;
+        let mut turn: Option<Turn> = None;
         let mut now = self.look(&target.pv).await?;
         for _ in 0..MAX_STEPS {
             let owned = now.as_ref().and_then(|pv| self.owned(pv));
@@ -137,16 +143,17 @@ impl Tools {
                     let unfenced = self.cluster.unfence(&owned).await.map(Some);
                     self.after(&target.pv, unfenced).await?
                 }
-                (Step::Wipe(_), _) => {
-                    let mut permit = self.permit(&target).await?;
-                    // The wait may have been long: what was seen before it is old.
-                    let fresh = self.look(&target.pv).await?;
-                    let owned = fresh.as_ref().and_then(|pv| self.owned(pv));
-                    if let Step::Wipe(fence) = reclaim::next_step(owned.as_ref(), &target.uid, false) {
-                        verified = Some(self.wipe(fence, &target, &control, &mut permit).await?);
+                (Step::Wipe(fence), _) => match turn.take() {
+                    Some(turn) => {
+                        verified = Some(self.wipe(fence, &target, &control, turn).await?);
+                        now
                     }
-                    fresh
-                }
+                    None => {
+                        turn = Some(self.turn(&target).await?);
+                        // The wait may have been long: what was seen before it is old.
+                        self.look(&target.pv).await?
+                    }
+                },
                 (Step::Remove, _) => {
                     let warrant = Warrant::Wiped(verified.take().expect("removal follows verification"));
                     return self.remove(warrant).await;
@@ -166,13 +173,13 @@ impl Tools {
 
     /// The PV as it is now; waits for as long as the API server does not answer.
     async fn look(&mut self, pv: &str) -> Result<Option<PersistentVolume>, Ended> {
-        let mut wait = RETRY.0;
+        let mut failures = 0;
         loop {
             match self.cluster.get(pv).await {
-                Err(ApiError::Unknown(_)) => self.pause(wait).await?,
+                Err(ApiError::Unknown(_)) => self.pause(failures).await?,
                 answer => return answer.map_err(Ended::Api),
             }
-            wait = (wait * 2).min(RETRY.1);
+            failures += 1;
         }
     }
 
@@ -186,7 +193,7 @@ impl Tools {
             Ok(Some(now)) => Ok(Some(now)),
             Ok(None) | Err(ApiError::Conflict(_)) => self.look(pv).await,
             Err(ApiError::Unknown(_)) => {
-                self.pause(RETRY.0).await?;
+                self.pause(0).await?;
                 self.look(pv).await
             }
             Err(ApiError::NotFound) => Ok(None),
@@ -199,14 +206,14 @@ impl Tools {
         on_thread(deleter::spawn(&thread_name(&target.pv), control, move |_| deleter::inspect(&volume))).await
     }
 
-    /// Leave to wipe. Only devices need one: they take bandwidth, and long.
-    async fn permit(&mut self, target: &Target) -> Result<Option<OwnedSemaphorePermit>, Ended> {
+    /// Waits for leave to wipe.
+    async fn turn(&mut self, target: &Target) -> Result<Turn, Ended> {
         if !matches!(target.identity, Identity::Device { .. }) {
-            return Ok(None);
+            return Ok(Turn(None));
         }
         tokio::select! {
             permit = Arc::clone(&self.wipes).acquire_owned() => {
-                Ok(Some(permit.expect("the semaphore is never closed")))
+                Ok(Turn(Some(permit.expect("the semaphore is never closed"))))
             }
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
@@ -217,7 +224,7 @@ impl Tools {
         fence: Fence,
         target: &Target,
         control: &Arc<Control>,
-        permit: &mut Option<OwnedSemaphorePermit>,
+        mut turn: Turn,
     ) -> Result<Verified, Ended> {
         let (volume, start) = (target.clone(), Instant::now());
         let work = move |control: &Control| deleter::wipe(fence, &volume, control);
@@ -229,7 +236,7 @@ impl Tools {
                 () = tokio::time::sleep(STANDSTILL / 6) => {
                     if control.progress() != last.0 {
                         last = (control.progress(), Instant::now());
-                    } else if last.1.elapsed() >= STANDSTILL && permit.take().is_some() {
+                    } else if last.1.elapsed() >= STANDSTILL && turn.0.take().is_some() {
                         warn!(pv = target.pv, "The wipe stands still; others no longer wait for it");
                     }
                 }
@@ -253,23 +260,23 @@ impl Tools {
     /// Removes the PV, for as long as it takes to be sure of it: the wipe is done, and
     /// would have to be done again.
     async fn remove(&mut self, warrant: Warrant) -> Result<Option<PersistentVolume>, Ended> {
-        let mut wait = RETRY.0;
+        let mut failures = 0;
         loop {
             match self.cluster.remove(&warrant).await {
                 Ok(last) => return Ok(Some(last)),
                 Err(ApiError::NotFound) => return Ok(None),
                 // A uid that does not match is a conflict: another PV has the name now.
                 Err(ApiError::Conflict(_)) => return self.look(warrant.fence().pv()).await,
-                Err(ApiError::Unknown(_)) => self.pause(wait).await?,
+                Err(ApiError::Unknown(_)) => self.pause(failures).await?,
                 Err(error) => return Err(Ended::Api(error)),
             }
-            wait = (wait * 2).min(RETRY.1);
+            failures += 1;
         }
     }
 
-    async fn pause(&mut self, wait: Duration) -> Result<(), Ended> {
+    async fn pause(&mut self, failures: u32) -> Result<(), Ended> {
         tokio::select! {
-            () = tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)) => Ok(()),
+            () = tokio::time::sleep(backoff(RETRY, failures, fastrand::f64())) => Ok(()),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
     }

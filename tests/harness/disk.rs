@@ -78,9 +78,9 @@ pub fn detach_all(path: &Path) {
 pub fn ext4(path: &Path, bytes: u64) -> LoopDisk {
     let scratch = Scratch::new("ext4");
     let backing = sparse_file(scratch.path(), bytes);
-    run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&backing));
     let mut disk = LoopDisk::attach(backing);
     disk.scratch = Some(scratch);
+    disk.format_ext4();
     disk.mount_ext4(path);
     disk
 }
@@ -114,6 +114,11 @@ impl LoopDisk {
     /// Whether the device is still on this disk's file.
     pub fn is_attached(&self) -> bool {
         is_attached(&self.device, &self.backing)
+    }
+
+    /// Makes an ext4 filesystem on it.
+    pub fn format_ext4(&self) {
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&self.device));
     }
 
     /// Mounts the filesystem that is on it.

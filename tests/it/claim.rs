@@ -106,8 +106,7 @@ async fn only_the_disk_that_was_seen_is_taken_and_only_while_nobody_uses_it() {
     fs::remove_file(&link).expect("a link can be removed");
     first.link(&dir, "disk");
     // Mounted, it is busy; free again, it is taken.
-    let formatted = Command::new("mkfs.ext4").arg("-q").arg(&first.device).status();
-    assert!(formatted.expect("mkfs.ext4 can be run").success());
+    first.format_ext4();
     first.mount_ext4(&scratch.path().join("mounted"));
     assert!(matches!(inspect(&target), Err(WipeError::Busy(_))));
     disk::umount(&scratch.path().join("mounted"));

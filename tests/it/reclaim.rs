@@ -145,8 +145,7 @@ async fn a_filesystem_that_is_not_mounted_is_never_cleaned() {
     let disks = node.discovery_dir("disks");
     let volume = disks.join("v");
     let disk = LoopDisk::new(node.dir(), 16 << 20);
-    let formatted = std::process::Command::new("mkfs.ext4").arg("-q").arg(&disk.device).status();
-    assert!(formatted.expect("mkfs.ext4 can be run").success());
+    disk.format_ext4();
     fs::create_dir(&volume).expect("a directory can be made");
     disk.mount_ext4(&volume);
     let agent = start(&node, &[(&class, &disks, "")]);
@@ -215,8 +214,7 @@ async fn a_device_in_use_is_wiped_when_it_is_free() {
     let agent = start(&node, &[(&class, &disks, "")]);
     let pv = available(&node, &link).await;
     let claim = node.bind(name(&pv)).await;
-    let formatted = std::process::Command::new("mkfs.ext4").arg("-q").arg(&disk.device).status();
-    assert!(formatted.expect("mkfs.ext4 can be run").success());
+    disk.format_ext4();
     disk.mount_ext4(&elsewhere);
     fs::write(elsewhere.join("data"), "TENANT-SECRET").expect("a file can be written");
     node.release(&claim).await;
