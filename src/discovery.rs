@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::sync::Arc;
 
 use crate::config::{Class, Config};
-use crate::identity::Identity;
+use crate::identity::{DeviceNumber, Identity};
 use crate::verdict::{Reason, Verdict};
 use crate::volume::{Capacity, VolumeMode};
 
@@ -40,24 +41,14 @@ pub struct Entry {
 /// What an entry of a discovery directory is, symbolic links followed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observed {
-    /// A directory that is itself a mount point.
-    MountPoint {
-        /// Which filesystem and directory.
-        identity: Identity,
-        /// Size of the filesystem in bytes, by statfs.
-        bytes: u64,
-    },
+    /// A directory that is itself a mount point; its size is that of the filesystem.
+    MountPoint(Sighting),
     /// A directory that is no mount point.
     PlainDirectory,
     /// A symbolic link to a directory.
     LinkToDirectory,
     /// A block device or a link to one.
-    Device {
-        /// Which disk.
-        identity: Identity,
-        /// Its size in bytes.
-        bytes: u64,
-    },
+    Device(Sighting),
     /// Neither: `"a FIFO"`, `"a regular file"`, …
     Other(&'static str),
     /// A symbolic link to nothing.
@@ -66,6 +57,28 @@ pub enum Observed {
     Failed(String),
     /// The kernel did not answer in time.
     Unresponsive,
+}
+
+/// A volume as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// Which one it is.
+    pub identity: Arc<Identity>,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// The devices that it lies on, all the way down: the disk of a partition, the
+    /// members of a RAID or of a device-mapper device. Not itself.
+    pub below: Box<[DeviceNumber]>,
+    /// Whether a device carries the mark of a wipe that has not ended.
+    pub half_wiped: bool,
+}
+
+impl Sighting {
+    /// A volume that lies on nothing else, as far as is known.
+    #[must_use]
+    pub fn new(identity: Identity, bytes: u64) -> Self {
+        Self { identity: Arc::new(identity), bytes, below: Box::default(), half_wiped: false }
+    }
 }
 
 /// What a class can make of an entry.
@@ -87,8 +100,8 @@ pub struct Finding {
 /// A volume that a PV can be made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its identity when it was last looked at.
-    pub identity: Identity,
+    /// What was seen when it was last looked at.
+    pub sighting: Sighting,
     /// Rounded size.
     pub capacity: Capacity,
 }
@@ -140,14 +153,14 @@ fn judge(class: &Class, name: &str, observed: &Observed) -> Result<Candidate, Ve
         return unsupported("its name has a control character, such as a newline");
     }
     match observed {
-        Observed::MountPoint { identity, bytes } => {
+        Observed::MountPoint(sighting) => {
             if class.mode == VolumeMode::Block {
                 return Err(Verdict::new(Reason::ModeMismatch, "a directory, but the class has volumeMode Block"));
             }
-            candidate(identity, *bytes)
+            candidate(sighting)
         }
         // The kubelet formats a device that is published as Filesystem.
-        Observed::Device { identity, bytes } => candidate(identity, *bytes),
+        Observed::Device(sighting) => candidate(sighting),
         Observed::PlainDirectory | Observed::LinkToDirectory if class.mode == VolumeMode::Block => {
             Err(Verdict::new(Reason::ModeMismatch, "a directory, but the class has volumeMode Block"))
         }
@@ -160,27 +173,25 @@ fn judge(class: &Class, name: &str, observed: &Observed) -> Result<Candidate, Ve
     }
 }
 
-fn candidate(identity: &Identity, bytes: u64) -> Result<Candidate, Verdict> {
-    if bytes == 0 {
+fn candidate(sighting: &Sighting) -> Result<Candidate, Verdict> {
+    if sighting.bytes == 0 {
         return Err(Verdict::new(Reason::ZeroCapacity, "its size is 0"));
     }
-    Ok(Candidate { identity: identity.clone(), capacity: Capacity::rounded_down(bytes) })
+    Ok(Candidate { sighting: sighting.clone(), capacity: Capacity::rounded_down(sighting.bytes) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::DeviceNumber;
+    use crate::testing;
     use std::os::unix::ffi::OsStringExt;
 
     fn mounted(bytes: u64) -> Observed {
-        let device = DeviceNumber { major: 0, minor: 40 };
-        Observed::MountPoint { identity: Identity::Mount { device, root: Some("/".to_owned()), inode: 1 }, bytes }
+        Observed::MountPoint(testing::mount(40, bytes))
     }
 
     fn disk(bytes: u64) -> Observed {
-        let number = DeviceNumber { major: 7, minor: 0 };
-        Observed::Device { identity: Identity::Device { number, sequence: Some(1) }, bytes }
+        Observed::Device(testing::disk(0, bytes))
     }
 
     fn judged(mode: &str, name: &[u8], observed: Observed) -> Finding {

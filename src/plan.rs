@@ -3,6 +3,7 @@
 //! so that the agent, a dry run and the tests decide alike.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::Config;
@@ -109,7 +110,7 @@ pub struct Target {
     /// Name of the entry in it.
     pub entry: String,
     /// What was there at the last look; compared again on the open volume.
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
 }
 
 /// Decides.
@@ -272,7 +273,7 @@ fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<T
         uid: owned.uid.clone(),
         mount_dir: class.mount_dir.clone(),
         entry: entry.to_owned(),
-        identity: candidate.identity.clone(),
+        identity: Arc::clone(&candidate.sighting.identity),
     })
 }
 

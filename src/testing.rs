@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::config::Config;
+use crate::discovery::Sighting;
+use crate::identity::{DeviceIdentity, DeviceNumber, Identity, MountIdentity};
 use crate::pv::{self, OwnedPv, Phase, Volume};
 use crate::volume::{Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts};
 
@@ -46,4 +48,19 @@ pub fn owned_pv(entry: &str, class: &str) -> OwnedPv {
         fenced: false,
         free_of_finalizers: false,
     }
+}
+
+/// A disk `7:minor`.
+pub fn disk(minor: u32, bytes: u64) -> Sighting {
+    let number = DeviceNumber { major: 7, minor };
+    Sighting::new(Identity::Device(DeviceIdentity { number, sequence: Some(1), ..DeviceIdentity::default() }), bytes)
+}
+
+/// A filesystem `0:minor`, mounted as a whole.
+pub fn mount(minor: u32, bytes: u64) -> Sighting {
+    let device = DeviceNumber { major: 0, minor };
+    Sighting::new(
+        Identity::Mount(MountIdentity { device, root: Some("/".into()), inode: 1, ..MountIdentity::default() }),
+        bytes,
+    )
 }

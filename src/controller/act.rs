@@ -10,7 +10,6 @@ use tracing::{debug, info, warn};
 
 use crate::cluster::{ApiError, Cluster};
 use crate::deleter::{self, Control, Verified, Warrant, WipeError};
-use crate::identity::Identity;
 use crate::memory::backoff;
 use crate::metrics::{Metrics, OutcomeLabels};
 use crate::plan::{Action, Target};
@@ -208,7 +207,7 @@ impl Tools {
 
     /// Waits for leave to wipe.
     async fn turn(&mut self, target: &Target) -> Result<Turn, Ended> {
-        if !matches!(target.identity, Identity::Device { .. }) {
+        if !target.identity.is_device() {
             return Ok(Turn(None));
         }
         tokio::select! {

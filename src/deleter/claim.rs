@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 
 use super::{Claimed, OpenVolume, WipeError};
-use crate::identity::{Comparison, DeviceNumber, Identity};
+use crate::identity::{Comparison, DeviceIdentity, DeviceNumber, Identity};
 use crate::node::ioctl;
 use crate::node::mountinfo::MountTable;
 use crate::node::{mount_identity, stat_fd};
@@ -81,10 +81,10 @@ fn open_device(parent: &OwnedFd, target: &Target, path: &str, access: OFlags) ->
         })?;
     let before = device_number(&place)?
         .ok_or_else(|| WipeError::Refused(format!("{path} is a link to something that is no block device")))?;
-    if let Identity::Device { number, .. } = target.identity
-        && number != before
+    if let Identity::Device(then) = &*target.identity
+        && then.number != before
     {
-        return Err(WipeError::IdentityChanged(format!("device number was {number}, is {before}")));
+        return Err(WipeError::IdentityChanged(format!("device number was {}, is {before}", then.number)));
     }
     if !fs::exists(format!("/sys/dev/block/{before}")).map_err(WipeError::io("asking sysfs for the device"))? {
         return Err(WipeError::Vanished(format!("{path} (device {before})")));
@@ -102,7 +102,7 @@ fn open_device(parent: &OwnedFd, target: &Target, path: &str, access: OFlags) ->
     // From here on the open file keeps the device from being exchanged.
     let number = device_number(&fd)?.unwrap_or(before);
     let sequence = ioctl::disk_sequence(&fd).map_err(WipeError::io("asking for the disk's sequence number"))?;
-    same(&target.identity, &Identity::Device { number, sequence })?;
+    same(&target.identity, &Identity::Device(DeviceIdentity { boot: None, number, sequence }))?;
     let bytes = ioctl::device_size(&fd).map_err(WipeError::io("asking for the device's size"))?;
     Ok(OpenVolume::Device { fd, bytes })
 }

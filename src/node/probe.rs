@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStringExt;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
 
-use crate::discovery::Observed;
-use crate::identity::{DeviceNumber, Identity};
+use crate::discovery::{Observed, Sighting};
+use crate::identity::{DeviceIdentity, DeviceNumber, Identity, MountIdentity};
 use crate::node::mountinfo::MountTable;
 
 /// An open discovery directory and what tells it from another one at its path.
@@ -110,7 +110,7 @@ impl OpenDirectory {
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
         let usage = rustix::fs::fstatfs(&fd)?;
         let bytes = u64::try_from(usage.f_bsize).map_err(io::Error::other)?.saturating_mul(usage.f_blocks);
-        Ok(Observed::MountPoint { identity: mount_identity(&stat_fd(&fd)?, mounts), bytes })
+        Ok(Observed::MountPoint(Sighting::new(mount_identity(&stat_fd(&fd)?, mounts), bytes)))
     }
 }
 
@@ -118,11 +118,12 @@ impl OpenDirectory {
 /// mount table.
 #[must_use]
 pub fn mount_identity(stat: &Statx, mounts: &MountTable) -> Identity {
-    Identity::Mount {
+    Identity::Mount(MountIdentity {
+        boot: None,
         device: DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor },
-        root: mounts.get(stat.stx_mnt_id).map(|mount| String::from_utf8_lossy(&mount.root).into_owned()),
+        root: mounts.get(stat.stx_mnt_id).map(|mount| String::from_utf8_lossy(&mount.root).into()),
         inode: stat.stx_ino,
-    }
+    })
 }
 
 /// Size and identity of a block device, from sysfs.
@@ -142,7 +143,8 @@ fn device(stat: &Statx) -> io::Result<Observed> {
         .find_map(|file| fs::read_to_string(format!("{directory}/{file}")).ok())
         .and_then(|text| text.trim().parse().ok());
     // Sysfs counts in units of 512 bytes whatever the device's block size.
-    Ok(Observed::Device { identity: Identity::Device { number, sequence }, bytes: sectors.saturating_mul(512) })
+    let identity = Identity::Device(DeviceIdentity { boot: None, number, sequence });
+    Ok(Observed::Device(Sighting::new(identity, sectors.saturating_mul(512))))
 }
 
 /// Whether the kernel gave the mount id that is never given again.

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use mooring::deleter::{WipeError, inspect};
 use mooring::discovery::{Listing, Observed};
@@ -27,13 +28,13 @@ async fn observed(dir: &Path, entry: &str) -> Observed {
 
 async fn target(dir: &Path, entry: &str) -> Target {
     let identity = match observed(dir, entry).await {
-        Observed::MountPoint { identity, .. } | Observed::Device { identity, .. } => identity,
+        Observed::MountPoint(sighting) | Observed::Device(sighting) => sighting.identity,
         other => panic!("{entry} is no volume: {other:?}"),
     };
     with_identity(dir, entry, identity)
 }
 
-fn with_identity(dir: &Path, entry: &str, identity: Identity) -> Target {
+fn with_identity(dir: &Path, entry: &str, identity: Arc<Identity>) -> Target {
     Target {
         pv: "local-pv-0".to_owned(),
         uid: "uid".to_owned(),

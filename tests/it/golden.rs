@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use mooring::config::Config;
-use mooring::discovery::{Entry, Listing, Observed, Snapshot, discover};
-use mooring::identity::{DeviceNumber, Identity};
+use mooring::discovery::{Entry, Listing, Observed, Sighting, Snapshot, discover};
+use mooring::identity::{DeviceIdentity, DeviceNumber, Identity, MountIdentity};
 use mooring::memory::Memory;
 use mooring::plan::{Action, World, plan};
 use mooring::pv;
@@ -40,8 +40,14 @@ fn strings(value: &Value) -> BTreeMap<String, String> {
 fn observed(kind: &str, bytes: u64) -> Observed {
     let number = DeviceNumber { major: 7, minor: 1 };
     match kind {
-        "tmpfs" => Observed::MountPoint { identity: Identity::Mount { device: number, root: None, inode: 1 }, bytes },
-        "loop" => Observed::Device { identity: Identity::Device { number, sequence: None }, bytes },
+        "tmpfs" => {
+            let identity = MountIdentity { device: number, inode: 1, ..MountIdentity::default() };
+            Observed::MountPoint(Sighting::new(Identity::Mount(identity), bytes))
+        }
+        "loop" => {
+            let identity = DeviceIdentity { number, ..DeviceIdentity::default() };
+            Observed::Device(Sighting::new(Identity::Device(identity), bytes))
+        }
         "dir" => Observed::PlainDirectory,
         "file" => Observed::Other("a regular file"),
         "dangling" => Observed::DanglingLink,

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
 use mooring::config::Config;
-use mooring::discovery::{Candidate, Finding};
-use mooring::identity::{DeviceNumber, Identity};
+use mooring::discovery::{Candidate, Finding, Sighting};
+use mooring::identity::{DeviceIdentity, DeviceNumber, Identity};
 use mooring::memory::Memory;
 use mooring::plan::{Action, Plan, World, plan};
 use mooring::pv::{self, Decoded, OwnedPv, Phase, Volume};
@@ -94,7 +94,8 @@ fn config() -> Config {
 
 fn candidate() -> Candidate {
     let number = DeviceNumber { major: 7, minor: 0 };
-    Candidate { identity: Identity::Device { number, sequence: Some(1) }, capacity: Capacity::rounded_down(1 << 26) }
+    let identity = Identity::Device(DeviceIdentity { number, sequence: Some(1), ..DeviceIdentity::default() });
+    Candidate { sighting: Sighting::new(identity, 1 << 26), capacity: Capacity::rounded_down(1 << 26) }
 }
 
 /// One PV as (class, entry, phase, policy is Retain, fenced, terminating, labelled, suspect).
