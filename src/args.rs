@@ -28,6 +28,10 @@ pub struct AgentArgs {
     /// Directory with the ConfigMap's keys as files
     #[arg(long, default_value = "/etc/provisioner/config", value_name = "DIR")]
     pub config_dir: PathBuf,
+    /// Host directory that keeps what is known of each volume's content; made when it is
+    /// missing. Without this flag, /var/lib/mooring, if that is there
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Address of the HTTP pages; ":PORT" for every address
     #[arg(long, default_value = ":8080", value_name = "HOST:PORT")]
     pub listen_address: String,

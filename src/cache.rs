@@ -31,6 +31,8 @@ pub enum Event {
         name: String,
         /// Its UID.
         uid: String,
+        /// What it was like at last.
+        last: Decoded,
     },
     /// These are all the PVs with our label.
     PvsListed(BTreeSet<String>),
@@ -84,8 +86,16 @@ impl Cache {
                 }
                 self.insert(decoded)
             }
-            Event::PvLeft { name, uid } => {
+            Event::PvLeft { name, uid, last } => {
                 if self.owned.get(&name).is_some_and(|owned| owned.uid == uid) {
+                    // Of one that only lost its label, the object is as it was before.
+                    if let Decoded::Owned(last) = last
+                        && last.terminating
+                        && last.free_of_finalizers
+                        && self.owned.get(&name).is_none_or(|known| version(known) <= version(&last))
+                    {
+                        self.owned.insert(name.clone(), *last);
+                    }
                     self.suspects.insert(name)
                 } else {
                     let before = self.foreign.len();

@@ -14,7 +14,7 @@ fn seen(pv: OwnedPv) -> Event {
 }
 
 fn left(pv: &OwnedPv) -> Event {
-    Event::PvLeft { name: pv.name.clone(), uid: pv.uid.clone() }
+    Event::PvLeft { name: pv.name.clone(), uid: pv.uid.clone(), last: Decoded::Elsewhere }
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_pv_that_leaves_the_watch_is_suspect_until_it_was_looked_at() {
     assert!(cache.suspects().is_empty(), "it is there after all");
     let foreign = ForeignPath { pv: "theirs".to_owned(), path: "/h/c/theirs".to_owned() };
     cache.apply(Event::Pv(Decoded::Foreign(foreign)));
-    assert!(cache.apply(Event::PvLeft { name: "theirs".to_owned(), uid: String::new() }));
+    assert!(cache.apply(Event::PvLeft { name: "theirs".to_owned(), uid: String::new(), last: Decoded::Elsewhere }));
     assert!(cache.foreign().is_empty());
 }
 

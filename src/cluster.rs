@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{Event, PersistentVolume};
 use kube::api::{Api, DeleteParams, ListParams, ObjectList, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
@@ -15,7 +15,13 @@ use tokio::sync::Semaphore;
 
 use crate::deleter::Warrant;
 use crate::metrics::Metrics;
-use crate::pv::{self, NODE_LABEL, OwnedPv, Volume, WIPE_FINALIZER};
+use crate::plan::Adoption;
+use crate::pv::{
+    self, ACCEPT_IDENTITY, IDENTITY, LEDGER_ENTRY, NODE_LABEL, OwnedPv, PROGRESS, QUARANTINED, RECLAIM, RECLAIMING,
+    Seen, Volume, WIPE_FINALIZER,
+};
+use crate::reclaim::Fence;
+use crate::volume::Capacity;
 
 /// No single call takes longer; past it, the outcome is unknown.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -171,21 +177,66 @@ impl Cluster {
         self.call("create", self.pvs.create(&params, &pv)).await
     }
 
-    /// Puts our label on a PV, if it still is the one with that UID.
+    /// Puts our label and what is known of its volume on a PV, if it still is the one with
+    /// that UID. An accepted identity is no longer to be accepted then.
     ///
     /// # Errors
     /// See [`ApiError`].
-    pub async fn adopt(&self, name: &str, uid: &str, node: &str) -> Result<PersistentVolume, ApiError> {
+    pub async fn adopt(&self, adoption: &Adoption, node: &str) -> Result<PersistentVolume, ApiError> {
         let labels = json!({ NODE_LABEL: pv::node_label_value(node) });
-        self.patch(name, &json!({ "metadata": { "uid": uid, "labels": labels } })).await
+        let mut metadata = json!({ "uid": adoption.pv.uid, "labels": labels });
+        if let Some(identity) = &adoption.identity {
+            metadata["annotations"] = json!({
+                IDENTITY: pv::identity_text(identity),
+                LEDGER_ENTRY: adoption.entry,
+                ACCEPT_IDENTITY: null,
+            });
+        }
+        self.patch(&adoption.pv.name, &json!({ "metadata": metadata })).await
     }
 
-    /// Adds our finalizer, if nothing at all has changed on the PV.
+    /// Raises the capacity of a PV, if nothing at all has changed on it.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when something has.
+    pub async fn grow(&self, pv: &Seen, to: Capacity) -> Result<PersistentVolume, ApiError> {
+        let metadata = json!({ "uid": pv.uid, "resourceVersion": pv.version });
+        let spec = json!({ "capacity": { "storage": to.to_string() } });
+        self.patch(&pv.name, &json!({ "metadata": metadata, "spec": spec })).await
+    }
+
+    /// Offers a Released PV again as it is, if nothing at all has changed on it.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when something has.
+    pub async fn keep(&self, pv: &Seen) -> Result<PersistentVolume, ApiError> {
+        let annotations = json!({ RECLAIM: null, QUARANTINED: null, RECLAIMING: null });
+        let metadata = json!({ "uid": pv.uid, "resourceVersion": pv.version, "annotations": annotations });
+        self.patch(&pv.name, &json!({ "metadata": metadata, "spec": { "claimRef": null } })).await
+    }
+
+    /// Notes on a PV how far its wipe is.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn note_progress(&self, fence: &Fence, text: &str) -> Result<PersistentVolume, ApiError> {
+        let metadata = json!({ "uid": fence.uid(), "annotations": { PROGRESS: text } });
+        self.patch(fence.pv(), &json!({ "metadata": metadata })).await
+    }
+
+    /// Adds our finalizer, if nothing at all has changed on the PV; with it the claim whose
+    /// data may be wiped, and in the place of an admin's word if that is the reason.
     ///
     /// # Errors
     /// [`ApiError::Conflict`] when something has.
     pub async fn fence(&self, pv: &OwnedPv) -> Result<PersistentVolume, ApiError> {
-        let metadata = json!({ "uid": pv.uid, "resourceVersion": pv.resource_version, "finalizers": [WIPE_FINALIZER] });
+        let claim = pv.claim.as_ref().map_or("", |claim| &claim.uid);
+        let metadata = json!({
+            "uid": pv.uid,
+            "resourceVersion": pv.resource_version,
+            "finalizers": [WIPE_FINALIZER],
+            "annotations": { RECLAIMING: claim, RECLAIM: null },
+        });
         self.patch(&pv.name, &json!({ "metadata": metadata })).await
     }
 
@@ -196,11 +247,7 @@ impl Cluster {
     /// [`ApiError::Conflict`] when something has.
     pub async fn delete_fenced(&self, pv: &OwnedPv) -> Result<Option<PersistentVolume>, ApiError> {
         assert!(pv.fenced, "only a PV that our finalizer keeps is deleted");
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: Some(pv.uid.clone()),
-            resource_version: Some(pv.resource_version.clone()),
-        });
-        Ok(self.call("delete", self.pvs.delete(&pv.name, &params)).await?.left())
+        self.delete(&Seen::of(pv)).await
     }
 
     /// Takes our finalizer off a PV that is not to be wiped after all. It must not be
@@ -213,20 +260,46 @@ impl Cluster {
         let metadata = json!({
             "uid": pv.uid,
             "resourceVersion": pv.resource_version,
+            "annotations": { RECLAIMING: null },
             "$deleteFromPrimitiveList/finalizers": [WIPE_FINALIZER],
         });
         self.patch(&pv.name, &json!({ "metadata": metadata })).await
     }
 
-    /// Takes our finalizer off the Terminating PV that the warrant is for, and with it
-    /// the PV, once nothing else keeps it.
+    /// Removes the PV that the warrant is for. A wiped one is Terminating: our finalizer is
+    /// taken off, and with it the PV goes, once nothing else keeps it. Any other is deleted,
+    /// if nothing at all has changed on it.
     ///
     /// # Errors
-    /// [`ApiError::NotFound`] when it is gone already.
-    pub async fn remove(&self, warrant: &Warrant) -> Result<PersistentVolume, ApiError> {
-        let fence = warrant.fence();
-        let metadata = json!({ "uid": fence.uid(), "$deleteFromPrimitiveList/finalizers": [WIPE_FINALIZER] });
-        self.patch(fence.pv(), &json!({ "metadata": metadata })).await
+    /// [`ApiError::NotFound`] when it is gone already, [`ApiError::Conflict`] when it has
+    /// changed.
+    pub async fn remove(&self, warrant: &Warrant) -> Result<Option<PersistentVolume>, ApiError> {
+        match warrant {
+            Warrant::Wiped(verified) => {
+                let fence = verified.fence();
+                let metadata = json!({ "uid": fence.uid(), "$deleteFromPrimitiveList/finalizers": [WIPE_FINALIZER] });
+                self.patch(fence.pv(), &json!({ "metadata": metadata })).await.map(Some)
+            }
+            Warrant::Blank(blank) => self.delete(blank.seen()).await,
+            Warrant::Unclaimed(unclaimed) => self.delete(unclaimed.seen()).await,
+            Warrant::Retired(seen) => self.delete(seen).await,
+        }
+    }
+
+    async fn delete(&self, pv: &Seen) -> Result<Option<PersistentVolume>, ApiError> {
+        let params = DeleteParams::default()
+            .preconditions(Preconditions { uid: Some(pv.uid.clone()), resource_version: Some(pv.version.clone()) });
+        Ok(self.call("delete", self.pvs.delete(&pv.name, &params)).await?.left())
+    }
+
+    /// Records an Event.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn record(&self, event: &Event) -> Result<(), ApiError> {
+        let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
+        let events = Api::<Event>::namespaced(self.pvs.clone().into_client(), namespace);
+        self.call("create", events.create(&PostParams::default(), event)).await.map(drop)
     }
 
     async fn patch(&self, name: &str, patch: &serde_json::Value) -> Result<PersistentVolume, ApiError> {

@@ -3,6 +3,8 @@
 //! sig-storage-local-static-provisioner, so that its ConfigMaps are read unchanged.
 //! Each key arrives as a file of its own (a projected ConfigMap volume).
 
+mod wipe;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,8 +12,11 @@ use k8s_openapi::api::core::v1::NodeSelectorTerm;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::method::WipeRules;
 use crate::pattern::NamePattern;
 use crate::volume::{AccessMode, VolumeMode};
+
+pub use wipe::DirtyPolicy;
 
 /// What to discover and how to publish it.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +33,11 @@ pub struct Config {
     pub set_pv_owner_ref: bool,
     /// `minResyncPeriod`: how often everything is looked at again without a cause.
     pub resync: Duration,
+    /// `maxParallelWipes`: devices that are wiped at the same time.
+    pub max_parallel_wipes: usize,
+    /// `withdrawAfter`: how long the volume of an unclaimed PV may be gone before the PV is
+    /// removed.
+    pub withdraw_after: Duration,
 }
 
 /// One entry of `storageClassMap`.
@@ -49,6 +59,13 @@ pub struct Class {
     pub pattern: NamePattern,
     /// Terms appended to the node affinity, ORed with the Node's own.
     pub selector: Vec<NodeSelectorTerm>,
+    /// `wipe`, or else `blockCleanerCommand`: how its volumes are wiped.
+    pub wipe: WipeRules,
+    /// `wipeAfter`: how long a Released volume is left alone, so that its release can be
+    /// undone.
+    pub wipe_after: Duration,
+    /// `dirty`: what becomes of a volume that has not been seen before.
+    pub dirty: DirtyPolicy,
 }
 
 impl Class {
@@ -102,6 +119,9 @@ struct RawClass {
     name_pattern: Option<String>,
     block_cleaner_command: Option<Vec<String>>,
     selector: Option<Vec<NodeSelectorTerm>>,
+    wipe: Option<wipe::RawWipe>,
+    wipe_after: Option<String>,
+    dirty: Option<String>,
 }
 
 impl Config {
@@ -132,7 +152,20 @@ impl Config {
             use_node_name_only: value(files, "useNodeNameOnly")?.unwrap_or(false),
             set_pv_owner_ref: value(files, "setPVOwnerRef")?.unwrap_or(false),
             resync: value::<String>(files, "minResyncPeriod")?
-                .map_or(Ok(Duration::from_secs(300)), |text| period(&text))?,
+                .map_or(Ok(Duration::from_secs(300)), |text| period("minResyncPeriod", &text))?,
+            max_parallel_wipes: match value::<usize>(files, "maxParallelWipes")?.unwrap_or(4) {
+                0 => {
+                    return Err(ConfigError::Value {
+                        place: "maxParallelWipes".to_owned(),
+                        problem: "with 0, nothing would ever be wiped; to hold wipes, annotate the Node with \
+                                  mooring.dev/hold"
+                            .to_owned(),
+                    });
+                }
+                wipes => wipes,
+            },
+            withdraw_after: value::<String>(files, "withdrawAfter")?
+                .map_or(Ok(Duration::from_secs(30)), |text| duration("withdrawAfter", &text))?,
         })
     }
 
@@ -158,13 +191,23 @@ fn value<T: DeserializeOwned>(files: &BTreeMap<String, String>, key: &'static st
         .map_err(|error| ConfigError::Syntax { key, problem: error.to_string() })
 }
 
-fn period(text: &str) -> Result<Duration, ConfigError> {
-    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
-    parsed.filter(jiff::SignedDuration::is_positive).map(jiff::SignedDuration::unsigned_abs).ok_or_else(|| {
-        ConfigError::Value {
-            place: "minResyncPeriod".to_owned(),
+/// A duration above zero.
+fn period(place: &str, text: &str) -> Result<Duration, ConfigError> {
+    match duration(place, text)? {
+        Duration::ZERO => Err(ConfigError::Value {
+            place: place.to_owned(),
             problem: format!("{text:?} is no positive duration such as 5m or 1h30m"),
-        }
+        }),
+        period => Ok(period),
+    }
+}
+
+fn duration(place: &str, text: &str) -> Result<Duration, ConfigError> {
+    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
+    // Go writes no time as "0", without a unit.
+    let parsed = if text == "0" { Some(jiff::SignedDuration::ZERO) } else { parsed };
+    parsed.filter(|duration| !duration.is_negative()).map(jiff::SignedDuration::unsigned_abs).ok_or_else(|| {
+        ConfigError::Value { place: place.to_owned(), problem: format!("{text:?} is no duration such as 30s or 1h30m") }
     })
 }
 
@@ -189,13 +232,25 @@ fn class(name: String, raw: RawClass) -> Result<Class, ConfigError> {
         None => NamePattern::default(),
         Some(text) => NamePattern::parse(&text).map_err(|error| wrong("namePattern", error.to_string()))?,
     };
-    if raw.block_cleaner_command.is_some_and(|command| command.is_empty()) {
+    if raw.block_cleaner_command.as_ref().is_some_and(Vec::is_empty) {
         return Err(wrong(
             "blockCleanerCommand",
             "an empty list cleans nothing; name a command, or remove the key".to_owned(),
         ));
     }
+    let wipe = wipe::rules(raw.block_cleaner_command.as_deref(), raw.wipe);
     Ok(Class {
+        wipe: wipe.map_err(|(field, problem)| wrong(field, problem))?,
+        wipe_after: match text(raw.wipe_after) {
+            None => Duration::ZERO,
+            Some(text) => duration(&format!("storageClassMap.{name}.wipeAfter"), &text)?,
+        },
+        dirty: match text(raw.dirty) {
+            None => DirtyPolicy::default(),
+            Some(text) => {
+                DirtyPolicy::parse(&text).ok_or_else(|| unknown("dirty", &text, "publish, quarantine or wipe"))?
+            }
+        },
         host_dir,
         mount_dir,
         mode,
@@ -285,10 +340,10 @@ mod tests {
     #[test]
     fn a_period_is_a_positive_duration() {
         for (text, seconds) in [("5m", Some(300)), ("1h30m", Some(5_400)), ("5m0s", Some(300)), ("90s", Some(90))] {
-            assert_eq!(period(text).ok().map(|period| period.as_secs()), seconds, "{text}");
+            assert_eq!(period("minResyncPeriod", text).ok().map(|period| period.as_secs()), seconds, "{text}");
         }
         for text in ["", "0s", "-5m", "5m-10m", "5", "99999999999999999h", "soon"] {
-            assert!(period(text).is_err(), "{text}");
+            assert!(period("minResyncPeriod", text).is_err(), "{text}");
         }
     }
 

@@ -3,36 +3,45 @@
 //! ([`act`]). What it begins runs beside it and reports back by ending.
 
 mod act;
+mod books;
+mod scribe;
+mod tell;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::Client;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use crate::admin::View;
+use crate::brake::{self, Brake};
 use crate::cache::{Cache, Event, feed};
 use crate::cluster::{ApiError, Cluster};
 use crate::config::Config;
-use crate::deleter::Control;
+use crate::deleter::{Control, WipeError};
 use crate::discovery::{self, Finding, Listing, Snapshot};
+use crate::events::{self, About, Events};
+use crate::ledger::Ledger;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
-use crate::plan::{self, Action, EntryStatus, World};
+use crate::plan::{self, Action, World};
+use crate::state_dir::Writer;
 use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
 use act::{Done, Ended, Tools};
+use books::Books;
+use tell::Teller;
+use turns::Turns;
 
 /// PVs that are being made or changed at the same time.
 const MAX_IN_FLIGHT: usize = 32;
 /// Released PVs that are being looked after at the same time.
 const MAX_RECLAIMS: usize = 64;
-/// Volumes that are being wiped at the same time.
-const MAX_WIPES: usize = 4;
 /// While PVs are being made, decisions are this far apart: each of a thousand answers
 /// is no reason to go through a thousand entries.
 const DECISION_REST: Duration = Duration::from_millis(10);
@@ -55,6 +64,12 @@ pub struct Parts {
     pub view: watch::Sender<View>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is known of each volume's content.
+    pub ledger: Ledger,
+    /// Makes that durable, when there is a state directory.
+    pub writer: Option<Writer>,
+    /// Where Events are sent.
+    pub events: Events,
 }
 
 /// The loop and its state.
@@ -76,6 +91,11 @@ pub struct Controller {
     findings: Vec<Finding>,
     unseen: BTreeMap<String, Verdict>,
     memory: Memory,
+    books: Books,
+    teller: Teller,
+    turns: Turns,
+    brake: Option<Brake>,
+    random: u64,
     queue: VecDeque<Action>,
     work: JoinSet<Done>,
     reclaiming: BTreeMap<String, Arc<Control>>,
@@ -100,16 +120,23 @@ impl Controller {
         let (event_sender, events) = mpsc::channel(64);
         let (stop, stopped) = watch::channel(false);
         let resync_at = Instant::now() + next_resync(&parts.config);
+        let (books, scribe) = Books::open(parts.ledger, parts.writer);
         let mut controller = Self {
             node_name: parts.node_name,
             tools: Tools {
                 cluster: parts.cluster.clone(),
                 node: None,
                 use_node_name_only: parts.config.use_node_name_only,
-                wipes: Arc::new(Semaphore::new(MAX_WIPES)),
                 stopped,
                 metrics: parts.metrics,
+                scribe,
+                events: parts.events,
             },
+            books,
+            teller: Teller::default(),
+            turns: Turns::new(parts.config.max_parallel_wipes),
+            brake: None,
+            random: fastrand::u64(..),
             config: parts.config,
             scanner,
             cluster: parts.cluster,
@@ -154,6 +181,7 @@ impl Controller {
                 }
                 Some(event) = self.events.recv() => self.take_events(event),
                 Some(done) = self.work.join_next() => self.take_results(done),
+                () = self.books.written() => self.dirty = true,
                 () = tokio::time::sleep_until(wake_at.into()) => self.tick(),
             }
             self.view.send_modify(|view| view.heartbeat = Instant::now());
@@ -170,7 +198,7 @@ impl Controller {
         let now = Instant::now();
         let rest = self.decided_at.filter(|_| self.dirty).map(|at| at + DECISION_REST);
         let settle = self.unsettled_since.filter(|_| self.work.is_empty()).map(|since| since + HEARTBEAT);
-        let times = [rest, settle, self.wake_at, Some(self.resync_at), Some(now + HEARTBEAT)];
+        let times = [rest, settle, self.wake_at, self.books.next_tick(), Some(self.resync_at), Some(now + HEARTBEAT)];
         times.into_iter().flatten().min().unwrap_or(now)
     }
 
@@ -188,6 +216,7 @@ impl Controller {
             self.wake_at = None;
             self.dirty = true;
         }
+        self.books.tick(&self.tools.scribe);
         if self.resync_at <= now {
             self.resync_at = now + next_resync(&self.config);
             self.scanner.look_at_everything();
@@ -296,6 +325,7 @@ impl Controller {
             return;
         }
         let now = Instant::now();
+        self.books.take_written();
         let plan = plan::plan(&World {
             config: &self.config,
             node: self.cache.node().expect("a complete cache knows the Node"),
@@ -305,9 +335,17 @@ impl Controller {
             owned: self.cache.owned(),
             suspects: self.cache.suspects(),
             foreign: self.cache.foreign(),
+            ledger: self.books.ledger(),
+            ledger_trouble: self.books.trouble(),
+            durable: self.tools.scribe.is_durable(),
             memory: &self.memory,
             now,
+            clock: jiff::Timestamp::now(),
+            random: self.random,
         });
+        self.memory.note_missing(plan.missing, now);
+        self.books.note(plan.records, &self.tools.scribe);
+        self.heed_brakes(plan.brake);
         self.dirty = false;
         self.decided_at = Some(now);
         self.unsettled_since.get_or_insert(now);
@@ -318,8 +356,32 @@ impl Controller {
                 view.readiness = Ok(());
                 info!(entries = plan.entries.len(), "Ready: every entry was looked at");
             }
-            view.status.update(plan.entries).iter().for_each(tell);
+            let (owned, events) = (self.cache.owned(), &self.tools.events);
+            self.teller.tell_busy(&plan.entries, owned, &self.node_name, events);
+            let changed = view.status.update(plan.entries);
+            self.teller.tell(&changed, owned, &self.node_name, events);
         });
+    }
+
+    /// Stops the wipes that an admin holds, and tells of a mass release.
+    fn heed_brakes(&mut self, brake: Option<Brake>) {
+        let all = self.cache.node().is_some_and(|node| node.hold);
+        for (pv, control) in &self.reclaiming {
+            if all || self.cache.owned().get(pv).is_some_and(|owned| owned.hold) {
+                control.cancel();
+            }
+        }
+        if let Some(Brake { released, of, .. }) = brake.filter(|_| self.brake.is_none()) {
+            let minutes = brake::HOLD.as_secs() / 60;
+            let note = format!(
+                "{released} of {of} volumes were released within a minute, as after a restore of etcd: their wipes \
+                 wait for {minutes} minutes. To keep them, annotate the Node with mooring.dev/hold"
+            );
+            warn!(released, of, "Most volumes were released at once; their wipes wait");
+            self.tools.events.send(events::Event::warning(About::Node(self.node_name.clone()), "MassRelease", note));
+        }
+        self.brake = brake;
+        self.tools.metrics.brake.set(i64::from(brake.is_some()));
     }
 
     /// Begins what was decided, as far as the limits allow; the rest waits its turn.
@@ -331,11 +393,11 @@ impl Controller {
                 Action::Reclaim(target) if self.reclaiming.len() < MAX_RECLAIMS => {
                     let control = Arc::new(Control::default());
                     self.reclaiming.insert(target.pv.clone(), Arc::clone(&control));
-                    self.work.spawn(self.tools.clone().reclaim(target.clone(), control));
+                    let place = self.turns.place(target);
+                    self.work.spawn(self.tools.clone().reclaim((**target).clone(), place, control));
                 }
-                Action::Create(_) | Action::Adopt { .. } | Action::LookAgain { .. }
-                    if self.work.len() - self.reclaiming.len() < limit =>
-                {
+                Action::Reclaim(_) => self.queue.push_back(action),
+                _ if self.work.len() - self.reclaiming.len() < limit => {
                     self.work.spawn(self.tools.clone().write(action));
                 }
                 _ => self.queue.push_back(action),
@@ -355,7 +417,7 @@ impl Controller {
     }
 
     fn take_result(&mut self, Done { pv, ended }: Done) {
-        self.reclaiming.remove(&pv);
+        let reclaimed = self.reclaiming.remove(&pv).is_some();
         self.dirty = true;
         let name_only = self.config.use_node_name_only;
         if !matches!(ended, Ended::Api(ApiError::Unknown(_))) && self.memory.api_answered() {
@@ -370,6 +432,11 @@ impl Controller {
                 }
             },
             Ended::IsGone => {
+                let last = self.cache.owned().get(&pv);
+                self.books.note_gone(last, &self.tools.scribe);
+                if let Some(since) = last.filter(|_| reclaimed).and_then(|owned| owned.since) {
+                    self.memory.note_reclaimed(since);
+                }
                 self.cache.remove(&pv);
                 self.memory.succeeded(&pv);
             }
@@ -387,8 +454,14 @@ impl Controller {
             Ended::Api(error) => {
                 self.fail(&pv, Verdict::new(Reason::Refused, format!("its PV can't be written: {error}")));
             }
+            Ended::Ledger(error) => {
+                self.memory.look_again(&pv);
+                self.books.complain(&error.to_string());
+                let about = About::Node(self.node_name.clone());
+                self.tools.events.send(events::Event::warning(about, "LedgerNotWritable", error.to_string()));
+            }
+            Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped => self.memory.look_again(&pv),
             Ended::NotWiped(error) => self.fail(&pv, error.verdict()),
-            Ended::Stopped => self.memory.look_again(&pv),
         }
     }
 
@@ -430,22 +503,4 @@ impl Controller {
 /// A time in [p, 2p), so that the agents of a cluster spread.
 fn next_resync(config: &Config) -> Duration {
     config.resync.mul_f64(1.0 + fastrand::f64())
-}
-
-/// One line for each change of a verdict.
-fn tell(entry: &EntryStatus) {
-    let EntryStatus { class, path, pv, verdict, .. } = entry;
-    let (verdict, detail, remedy) = (verdict.reason.as_str(), &verdict.detail, verdict.reason.remedy());
-    match entry.verdict.reason {
-        Reason::Published => info!(class, path, pv, detail, "Volume is published"),
-        Reason::Wiping => info!(class, path, pv, "Volume is being wiped"),
-        Reason::Pending | Reason::ExcludedByPattern => debug!(class, path, verdict, detail, "Volume is not published"),
-        Reason::Refused
-        | Reason::IdentityChanged
-        | Reason::Busy
-        | Reason::Vanished
-        | Reason::Unresponsive
-        | Reason::PathInUse => warn!(class, path, pv, verdict, detail, remedy, "Volume needs attention"),
-        _ => info!(class, path, verdict, detail, remedy, "Entry is not published"),
-    }
 }

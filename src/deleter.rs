@@ -6,25 +6,35 @@
 //! and everything after goes through that file. Nothing here takes a path and
 //! destroys data. All of it blocks: it runs on a thread of its own ([`spawn`]).
 
-mod block;
 mod claim;
+mod control;
+mod look;
+pub mod root;
 mod tree;
 mod verify;
+mod wipe;
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::plan::Target;
-use crate::reclaim::Fence;
+use crate::pv::Seen;
+use crate::reclaim::{Fence, Unclaimed};
 use crate::verdict::{Reason, Verdict};
 
 pub use claim::{claim, inspect};
+pub use control::{Control, Phase};
+pub use look::{Blank, Offerable, blank, look};
+pub use tree::remove_contents;
+pub use wipe::{Cursor, Job, Journal, MarkId, Unrecorded, read_mark};
+
+use wipe::Device;
 
 /// A volume that is ours alone: its PV is fenced, its identity was compared on the
 /// open file, and a device is held exclusively.
@@ -36,27 +46,56 @@ pub struct Claimed {
 
 /// A claimed volume of which everything was overwritten or removed.
 #[derive(Debug)]
-pub struct Wiped(Claimed);
+pub struct Wiped {
+    claimed: Claimed,
+    began: Instant,
+}
 
 /// A wiped volume that was read back and found empty.
 #[derive(Debug)]
-pub struct Verified(Claimed);
+pub struct Verified {
+    claimed: Claimed,
+    receipt: Receipt,
+}
+
+impl Verified {
+    /// The fence that its PV is behind.
+    #[must_use]
+    pub fn fence(&self) -> &Fence {
+        &self.claimed.fence
+    }
+
+    /// What was done.
+    #[must_use]
+    pub fn receipt(&self) -> &Receipt {
+        &self.receipt
+    }
+}
+
+/// What was done to a volume that is clean now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Receipt {
+    /// The method of a device's wipe as in the configuration, or `remove` for a directory.
+    pub method: &'static str,
+    /// The device's size; 0 for a directory.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// What was read back: `none`, `sample` or `full`.
+    pub verification: &'static str,
+}
 
 /// What entitles to the removal of a PV.
 #[derive(Debug)]
 pub enum Warrant {
     /// Its volume was wiped and verified.
     Wiped(Verified),
-}
-
-impl Warrant {
-    /// The fenced PV that may be removed.
-    #[must_use]
-    pub fn fence(&self) -> &Fence {
-        match self {
-            Self::Wiped(verified) => &verified.0.fence,
-        }
-    }
+    /// It was quarantined, and nothing is on its volume.
+    Blank(Blank),
+    /// Nobody has claimed it, and its volume is gone or another one.
+    Unclaimed(Unclaimed),
+    /// An admin wants so, and the ledger remembers it.
+    Retired(Seen),
 }
 
 /// The one open file of a claimed volume.
@@ -80,12 +119,13 @@ pub enum WipeError {
     /// A directory that is no mount point is never cleaned.
     #[error("{0} is no mount point any more; nothing in it was touched")]
     NotMounted(String),
-    /// Another volume than the one that was discovered.
+    /// Another volume than the one that was discovered. Names the key that differs, and
+    /// the digest of what is there.
     #[error("it is another volume: {0}")]
     IdentityChanged(String),
-    /// It is not certain that it is the same volume.
+    /// It is not certain that it is the same volume. Says why, and the digest of what is there.
     #[error("it is not certain which volume it is: {0}")]
-    IdentityUnknown(&'static str),
+    IdentityUnknown(String),
     /// Somebody uses it.
     #[error("{0}")]
     Busy(String),
@@ -111,6 +151,33 @@ pub enum WipeError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The disk failed, or the kernel refused, at a place that is known.
+    #[error("{step} at bytes {} to {}: {source}", range.start, range.end)]
+    AtPlace {
+        /// What was being done.
+        step: &'static str,
+        /// Where on the device: from its first byte up to, not including, its last.
+        range: Range<u64>,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The cleaner command did not do it.
+    #[error("the cleaner command {program} {problem}")]
+    Command {
+        /// Its first word.
+        program: String,
+        /// What went wrong, and what it said last.
+        problem: String,
+    },
+    /// The kernel did not answer in time.
+    #[error("the kernel does not answer when it is looked at")]
+    Unresponsive,
+    /// A quarantined volume is not empty.
+    #[error("it is quarantined, and not empty: {0}")]
+    NotBlank(String),
+    /// The ledger can't be written, so nothing is destroyed.
+    #[error("{0}")]
+    Ledger(String),
     /// A defect of this program; the volume stays out.
     #[error("the wipe ended in a panic: {0}")]
     Panicked(String),
@@ -121,6 +188,10 @@ impl WipeError {
         move |source| Self::Io { step, source }
     }
 
+    fn at(step: &'static str, range: Range<u64>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::AtPlace { step, range, source }
+    }
+
     /// What the volume's state is after this failure.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
@@ -128,70 +199,58 @@ impl WipeError {
             Self::Cancelled => Reason::Wiping,
             Self::Vanished(_) => Reason::Vanished,
             Self::NotMounted(_) => Reason::NotAMountPoint,
-            Self::IdentityChanged(_) => Reason::IdentityChanged,
+            Self::IdentityChanged(_) | Self::IdentityUnknown(_) => Reason::IdentityChanged,
+            Self::NotBlank(_) => Reason::Quarantined,
+            Self::Unresponsive => Reason::Unresponsive,
             Self::Busy(_) => Reason::Busy,
             _ => Reason::Refused,
         };
-        Verdict::new(reason, format!("its volume was not wiped: {self}"))
+        let detail = if matches!(self, Self::NotBlank(_)) {
+            self.to_string()
+        } else {
+            format!("its volume was not wiped: {self}")
+        };
+        Verdict::new(reason, detail)
     }
 }
 
-/// The strings between a running wipe and who waits for it.
-#[derive(Debug, Default)]
-pub struct Control {
-    cancelled: AtomicBool,
-    running: AtomicBool,
-    done: AtomicU64,
-    total: AtomicU64,
-}
-
-impl Control {
-    /// Makes the wipe end at its next step.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-    }
-
-    /// Bytes (of a device) or entries (of a directory) done, and bytes in all; 0 when
-    /// that is not known.
-    #[must_use]
-    pub fn progress(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
-    }
-
-    /// Whether a thread is at the volume.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        self.running.load(Ordering::Relaxed)
-    }
-
-    fn check(&self) -> Result<(), WipeError> {
-        if self.cancelled.load(Ordering::Relaxed) { Err(WipeError::Cancelled) } else { Ok(()) }
-    }
-
-    fn advance(&self, by: u64) {
-        self.done.fetch_add(by, Ordering::Relaxed);
-    }
-}
-
-/// Claims the fenced PV's volume, wipes and verifies it.
+/// Wipes and verifies a claimed volume: a directory by removing all in it, a device as
+/// the job says. It blocks for as long as that takes.
 ///
 /// # Errors
-/// Why it was not wiped, or not found clean after.
-pub fn wipe(fence: Fence, target: &Target, control: &Control) -> Result<Verified, WipeError> {
-    let claimed = claim(fence, target)?;
-    let wiped = destroy(claimed, control)?;
-    verify::verify(wiped, control)
+/// Why it was not wiped, or not found clean after. The volume is then as it was left: a
+/// device bears the job's mark.
+pub fn wipe(claimed: Claimed, mut job: Job<'_>, control: &Control) -> Result<Verified, WipeError> {
+    let wiped = destroy(claimed, &mut job, control)?;
+    verify::verify(wiped, &mut job, control)
 }
 
-fn destroy(claimed: Claimed, control: &Control) -> Result<Wiped, WipeError> {
+fn destroy(claimed: Claimed, job: &mut Job<'_>, control: &Control) -> Result<Wiped, WipeError> {
+    let began = Instant::now();
     match &claimed.volume {
-        OpenVolume::Directory(root) => tree::remove_contents(root, control)?,
-        OpenVolume::Device { fd, bytes } => {
-            control.total.store(*bytes, Ordering::Relaxed);
-            block::zero(fd, *bytes, control)?;
+        OpenVolume::Directory(root) => {
+            control.enter(Phase::Removing);
+            tree::remove_contents(root, control)?;
+            if let Some(facts) = job.root {
+                root::restore(root, facts)?;
+            }
         }
+        OpenVolume::Device { fd, bytes } => wipe::destroy(&Device::new(fd, *bytes)?, job, control)?,
     }
-    Ok(Wiped(claimed))
+    Ok(Wiped { claimed, began })
+}
+
+/// Wipes and verifies a device of so many bytes, through a file that is open for
+/// reading and writing, exclusively, and of which it is certain which device it is.
+///
+/// # Errors
+/// As [`wipe`].
+pub fn wipe_device(fd: &OwnedFd, bytes: u64, mut job: Job<'_>, control: &Control) -> Result<Receipt, WipeError> {
+    let began = Instant::now();
+    let device = Device::new(fd, bytes)?;
+    wipe::destroy(&device, &mut job, control)?;
+    let verification = verify::device(&device, &mut job, control)?.as_str();
+    Ok(Receipt { method: job.rules.method.as_str(), bytes, seconds: began.elapsed().as_secs_f64(), verification })
 }
 
 /// Runs blocking work on a thread of its own, named after the PV (the kernel keeps 15
@@ -205,12 +264,12 @@ pub fn spawn<T: Send + 'static>(
     let (sender, receiver) = oneshot::channel();
     let control = Arc::clone(control);
     let run = move || {
-        control.running.store(true, Ordering::Relaxed);
+        control.set_running(true);
         let result = catch_unwind(AssertUnwindSafe(|| work(&control))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().map(ToString::to_string);
             Err(WipeError::Panicked(text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_default()))
         });
-        control.running.store(false, Ordering::Relaxed);
+        control.set_running(false);
         // Nobody waits any more when the agent is stopping.
         let _ = sender.send(result);
     };

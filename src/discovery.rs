@@ -67,17 +67,29 @@ pub struct Sighting {
     /// Its size in bytes.
     pub bytes: u64,
     /// The devices that it lies on, all the way down: the disk of a partition, the
-    /// members of a RAID or of a device-mapper device. Not itself.
+    /// members of a RAID or of a device-mapper device. Not itself, but with the devices
+    /// of a filesystem that spans some under a number of its own (btrfs).
     pub below: Box<[DeviceNumber]>,
-    /// Whether a device carries the mark of a wipe that has not ended.
-    pub half_wiped: bool,
 }
 
 impl Sighting {
     /// A volume that lies on nothing else, as far as is known.
     #[must_use]
     pub fn new(identity: Identity, bytes: u64) -> Self {
-        Self { identity: Arc::new(identity), bytes, below: Box::default(), half_wiped: false }
+        Self { identity: Arc::new(identity), bytes, below: Box::default() }
+    }
+
+    /// Whether both hold some of the same data: they are the same, one lies on the
+    /// other, or one is a directory within the other.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        if let (Identity::Mount(one), Identity::Mount(two)) = (&*self.identity, &*other.identity)
+            && one.is_same_filesystem(two)
+        {
+            return one.is_nested(two);
+        }
+        let (one, two) = (self.identity.device(), other.identity.device());
+        one == two || self.below.contains(&two) || other.below.contains(&one)
     }
 }
 
@@ -183,6 +195,7 @@ fn candidate(sighting: &Sighting) -> Result<Candidate, Verdict> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::{DeviceIdentity, MountIdentity};
     use crate::testing;
     use std::os::unix::ffi::OsStringExt;
 
@@ -233,5 +246,61 @@ mod tests {
         assert!(judged("Filesystem", b"a", mounted(4096)).selected);
         let excluded = judged("Filesystem", b"xa", mounted(4096));
         assert!(!excluded.selected && excluded.outcome.is_ok());
+    }
+
+    fn number(text: &str) -> DeviceNumber {
+        text.to_owned().try_into().expect("a device number")
+    }
+
+    fn on(identity: Identity, below: &[&str]) -> Sighting {
+        Sighting { below: below.iter().map(|text| number(text)).collect(), ..Sighting::new(identity, 1) }
+    }
+
+    fn disk_on(own: &str, below: &[&str]) -> Sighting {
+        on(Identity::Device(DeviceIdentity { number: number(own), ..DeviceIdentity::default() }), below)
+    }
+
+    fn mount_on(own: &str, root: &str, below: &[&str]) -> Sighting {
+        let root = (!root.is_empty()).then(|| root.into());
+        let uuid = Some("u".into()); // as of copies of one image
+        on(Identity::Mount(MountIdentity { device: number(own), root, uuid, ..MountIdentity::default() }), below)
+    }
+
+    #[test]
+    fn what_holds_the_same_data_overlaps() {
+        for (one, other, expected, why) in [
+            (disk_on("8:0", &[]), disk_on("8:0", &[]), true, "two links to one disk"),
+            (disk_on("8:0", &[]), disk_on("8:16", &[]), false, "two disks"),
+            (disk_on("8:1", &["8:0"]), disk_on("8:0", &[]), true, "a partition and its disk"),
+            (disk_on("8:1", &["8:0"]), disk_on("8:2", &["8:0"]), false, "two partitions of one disk"),
+            (disk_on("253:0", &["8:0", "8:16"]), disk_on("8:16", &[]), true, "multipath and a member"),
+            (
+                disk_on("253:0", &["8:1", "8:0"]),
+                disk_on("8:0", &[]),
+                true,
+                "a logical volume and the disk of its group",
+            ),
+            (disk_on("253:0", &["8:0"]), disk_on("253:1", &["8:0"]), false, "two logical volumes of one group"),
+            (mount_on("8:0", "/", &[]), disk_on("8:0", &[]), true, "a filesystem and its device"),
+            (mount_on("8:1", "/", &["8:0"]), disk_on("8:0", &[]), true, "a filesystem on a partition, and the disk"),
+            (mount_on("8:1", "/", &["8:0"]), disk_on("8:2", &["8:0"]), false, "a filesystem and the partition beside"),
+            (mount_on("8:0", "/", &[]), mount_on("8:16", "/", &[]), false, "copies of one image"),
+            (mount_on("8:0", "/a", &[]), mount_on("8:0", "/a", &[]), true, "one directory twice"),
+            (mount_on("8:0", "/a", &[]), mount_on("8:0", "/a/b", &[]), true, "a directory and one in it"),
+            (mount_on("8:0", "/", &[]), mount_on("8:0", "/a", &[]), true, "a filesystem and a directory in it"),
+            (mount_on("8:0", "/a", &[]), mount_on("8:0", "/ab", &[]), false, "directories side by side"),
+            (mount_on("8:0", "/a", &[]), mount_on("8:0", "", &[]), true, "a directory that is not known"),
+            (mount_on("0:40", "/a", &["8:0"]), mount_on("0:41", "/b", &["8:0"]), false, "subvolumes side by side"),
+            (mount_on("0:40", "/a", &["8:0"]), mount_on("0:41", "/a/b", &["8:0"]), true, "a subvolume and one in it"),
+            (
+                mount_on("0:40", "/a", &["8:0"]),
+                disk_on("8:0", &[]),
+                true,
+                "a subvolume and the device of its filesystem",
+            ),
+        ] {
+            assert_eq!(one.overlaps(&other), expected, "{why}");
+            assert_eq!(other.overlaps(&one), expected, "{why}, the other way round");
+        }
     }
 }

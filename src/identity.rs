@@ -1,74 +1,19 @@
 //! Which volume is this? The keys by which a volume is known again, and a pure
 //! comparison of what was recorded with what is there now. Only keys that a tenant
 //! cannot write take part: never the content of a device, never its size alone.
+//!
+//! Written as JSON, an identity is the text of the annotation `mooring.dev/identity`.
+//! Keys that a later version may add are read over.
 
-use std::fmt;
+mod compare;
+mod number;
 
 use serde::{Deserialize, Serialize};
 
-/// A device number, as `st_rdev` of a node or `st_dev` of a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct DeviceNumber {
-    /// Selects the driver.
-    pub major: u32,
-    /// Selects the device.
-    pub minor: u32,
-}
+use crate::volume::fnv1a_64;
 
-impl fmt::Display for DeviceNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
-
-impl From<DeviceNumber> for String {
-    fn from(number: DeviceNumber) -> Self {
-        number.to_string()
-    }
-}
-
-impl TryFrom<String> for DeviceNumber {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let (major, minor) = text.split_once(':').ok_or_else(|| format!("{text:?} is no device number"))?;
-        match (major.parse(), minor.parse()) {
-            (Ok(major), Ok(minor)) => Ok(Self { major, minor }),
-            _ => Err(format!("{text:?} is no device number")),
-        }
-    }
-}
-
-/// A UUID, such as a boot id or that of a filesystem; written with its four dashes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Uuid(pub u128);
-
-impl fmt::Display for Uuid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = format!("{:032x}", self.0);
-        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
-    }
-}
-
-impl From<Uuid> for String {
-    fn from(uuid: Uuid) -> Self {
-        uuid.to_string()
-    }
-}
-
-impl TryFrom<String> for Uuid {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let hex: String = text.chars().filter(|c| *c != '-').collect();
-        (hex.len() == 32)
-            .then(|| u128::from_str_radix(&hex, 16).ok().map(Self))
-            .flatten()
-            .ok_or_else(|| format!("{text:?} is no UUID"))
-    }
-}
+pub use compare::Comparison;
+pub use number::{DeviceNumber, Uuid};
 
 /// What a volume is known by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,11 +25,13 @@ pub enum Identity {
     Mount(MountIdentity),
 }
 
-/// The keys of a block device.
+/// The keys of a block device. Those of a partition are its disk's, but for `number`,
+/// `partition` and `bytes`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceIdentity {
     /// The boot in which `number` and `sequence` hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<Uuid>,
     /// Its number.
     pub number: DeviceNumber,
@@ -92,6 +39,40 @@ pub struct DeviceIdentity {
     /// (`/sys/block/*/diskseq`, Linux 5.15); absent on older kernels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
+    /// The unique id that the disk reports: of SCSI by VPD page 0x83, of `NVMe` by its namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wwid: Option<Box<str>>,
+    /// The serial number that the disk reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<Box<str>>,
+    /// The UUID of a device-mapper or md device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Box<str>>,
+    /// Which part of the disk, unless it is all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<PartitionIdentity>,
+    /// Where the disk is plugged in; of a loop device `file:`, the path of its file and
+    /// the inode. A weak key: another disk may be plugged in there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus_path: Option<Box<str>>,
+    /// What the disk calls its kind; a weak key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Box<str>>,
+    /// Size in bytes; a weak key, for volumes grow.
+    #[serde(default)]
+    pub bytes: u64,
+}
+
+/// The keys of a partition within its disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartitionIdentity {
+    /// Where it begins, in bytes from the start of the disk.
+    pub start: u64,
+    /// Its UUID in the disk's partition table (PARTUUID), in lower case; in an MBR, the
+    /// disk's signature and the number of the partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Box<str>>,
 }
 
 /// The keys of a mounted directory.
@@ -99,26 +80,30 @@ pub struct DeviceIdentity {
 #[serde(rename_all = "camelCase")]
 pub struct MountIdentity {
     /// The boot in which `device` holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<Uuid>,
-    /// Device number of the filesystem.
+    /// Device number of the filesystem, as `st_dev`.
     pub device: DeviceNumber,
+    /// UUID of the filesystem, in lower case; absent where the kernel makes one up for
+    /// each mount, as for tmpfs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Box<str>>,
     /// The directory within the filesystem that is mounted; absent when the
     /// mount table did not show the mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<Box<str>>,
     /// Inode number of the mounted directory.
     pub inode: u64,
-}
-
-/// The answer of a comparison. `Unknown` never counts as `Same`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Comparison {
-    /// Every key says so.
-    Same,
-    /// The named key differs.
-    Different(String),
-    /// The keys do not suffice to tell.
-    Unknown(&'static str),
+    /// What was mounted, such as `/dev/sdb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Box<str>>,
+    /// Type of the filesystem.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_type: Option<Box<str>>,
+    /// The device that the filesystem lies on, without `boot`: it tells filesystems
+    /// with the same UUID apart, such as copies of one image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Box<DeviceIdentity>>,
 }
 
 impl Identity {
@@ -138,68 +123,179 @@ impl Identity {
     pub fn is_device(&self) -> bool {
         matches!(self, Self::Device(_))
     }
+
+    /// Number of the device, or of the filesystem.
+    #[must_use]
+    pub fn device(&self) -> DeviceNumber {
+        match self {
+            Self::Device(device) => device.number,
+            Self::Mount(mount) => mount.device,
+        }
+    }
+
+    /// Hashes to look an identity up by: two that compare `Same` share at least one.
+    /// Sharing one proves nothing.
+    #[must_use]
+    pub fn keys(&self) -> Vec<u64> {
+        match self {
+            Self::Device(device) => device.keys().iter().map(|key| hash(key)).collect(),
+            Self::Mount(mount) => mount.keys().iter().map(|key| hash(key)).collect(),
+        }
+    }
+
+    /// 16 hex digits for an admin to name this very volume by. They stay the same for
+    /// as long as it stays attached or mounted in this boot, whatever its size.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let text = match self {
+            Self::Device(device) => format!("device {:?} {}", device.boot, device.attachment()),
+            Self::Mount(mount) => format!(
+                "mount {:?} {} {:?} {:?} {} {:?}",
+                mount.boot,
+                mount.device,
+                mount.uuid,
+                mount.root,
+                mount.inode,
+                mount.disk.as_ref().map(|disk| disk.attachment())
+            ),
+        };
+        format!("{:016x}", hash(&text))
+    }
 }
 
 impl DeviceIdentity {
-    fn compare(&self, now: &Self) -> Comparison {
-        if self.number != now.number {
-            return Comparison::Different(format!("device number was {}, is {}", self.number, now.number));
+    /// What the kernel keeps while the disk stays attached.
+    fn attachment(&self) -> String {
+        let start = self.partition.as_ref().map(|partition| partition.start);
+        format!("{} {:?} {:?} {:?} {start:?}", self.number, self.sequence, self.wwid, self.uuid)
+    }
+
+    /// The keys of the disk that outlast a boot, each with the part of the disk.
+    fn lasting_keys(&self) -> Vec<String> {
+        let start = self.partition.as_ref().map(|partition| partition.start);
+        [("wwid", &self.wwid), ("serial", &self.serial), ("uuid", &self.uuid)]
+            .iter()
+            .filter_map(|(kind, key)| key.as_ref().map(|key| format!("{kind} {key} {start:?}")))
+            .collect()
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let mut keys = self.lasting_keys();
+        if let Some(boot) = self.boot {
+            keys.push(format!("{boot} {}", self.number));
         }
-        match (self.sequence, now.sequence) {
-            (Some(a), Some(b)) if a == b => Comparison::Same,
-            (Some(a), Some(b)) => Comparison::Different(format!("disk sequence number was {a}, is {b}")),
-            (None, None) => Comparison::Same,
-            _ => Comparison::Unknown("the disk sequence number is known on one side only"),
+        if let Some(bus_path) = &self.bus_path {
+            keys.push(format!("bus {bus_path} {:?}", self.partition.as_ref().map(|partition| partition.start)));
         }
+        keys
     }
 }
 
 impl MountIdentity {
-    fn compare(&self, now: &Self) -> Comparison {
-        if self.device != now.device {
-            Comparison::Different(format!("filesystem was {}, is {}", self.device, now.device))
-        } else if let (Some(a), Some(b)) = (&self.root, &now.root)
-            && a != b
-        {
-            Comparison::Different(format!("mounted directory was {a}, is {b}"))
-        } else if self.inode != now.inode {
-            Comparison::Different(format!("inode of the mounted directory was {}, is {}", self.inode, now.inode))
-        } else {
-            Comparison::Same
+    /// Whether both are directories of one filesystem, by what the kernel calls it now.
+    #[must_use]
+    pub fn is_same_filesystem(&self, other: &Self) -> bool {
+        // The subvolumes of one btrfs have numbers of their own.
+        let numbered_anew = self.device.major == 0 && other.device.major == 0;
+        self.device == other.device || (numbered_anew && self.uuid.is_some() && self.uuid == other.uuid)
+    }
+
+    /// Whether, in one filesystem, one of the directories is the other or lies in it.
+    #[must_use]
+    pub fn is_nested(&self, other: &Self) -> bool {
+        match (&self.root, &other.root) {
+            (Some(one), Some(two)) => {
+                is_within(one.as_bytes(), two.as_bytes()) || is_within(two.as_bytes(), one.as_bytes())
+            }
+            _ => true, // not known: the worst is assumed
         }
     }
+
+    fn keys(&self) -> Vec<String> {
+        let place = format!("{:?} {}", self.root, self.inode);
+        let mut keys: Vec<String> = self.uuid.iter().map(|uuid| format!("filesystem {uuid} {place}")).collect();
+        if let Some(disk) = &self.disk {
+            keys.extend(disk.lasting_keys().iter().map(|key| format!("on {key} {place}")));
+        }
+        if let Some(boot) = self.boot {
+            keys.push(format!("{boot} {} {place}", self.device));
+        }
+        keys
+    }
+}
+
+/// Whether a directory is another or lies in it; both are paths from the same root.
+#[must_use]
+pub fn is_within(path: &[u8], directory: &[u8]) -> bool {
+    let directory = directory.strip_suffix(b"/").unwrap_or(directory);
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+fn hash(text: &str) -> u64 {
+    fnv1a_64(text.bytes())
+}
+
+/// Longer texts are cut, and end in a hash of the whole.
+const LONGEST_KEY: usize = 256;
+
+/// Makes a key of what firmware or the kernel says; `None` when it tells no disk from
+/// another: nothing, or one character over and over, such as zeros.
+#[must_use]
+pub fn key(text: &str) -> Option<Box<str>> {
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    let text = text.trim();
+    // The kernel puts the kind of id before a dot: `naa.`, `eui.`, `uuid.`, `t10.`
+    let id = text.split_once('.').map_or(text, |(_, id)| id);
+    let mut said = id.chars().filter(char::is_ascii_alphanumeric);
+    let first = said.next()?;
+    if said.all(|c| c == first) {
+        return None;
+    }
+    if text.len() <= LONGEST_KEY {
+        return Some(text.into());
+    }
+    Some(format!("{}~{:016x}", &text[..text.floor_char_boundary(LONGEST_KEY - 17)], hash(text)).into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn device(minor: u32, sequence: Option<u64>) -> Identity {
-        Identity::Device(DeviceIdentity { boot: None, number: DeviceNumber { major: 7, minor }, sequence })
+    #[test]
+    fn an_identity_is_read_whatever_a_later_version_adds() {
+        let text = r#"{"device":{"number":"8:16","wwid":"naa.5000c500a1b2c3d4","moon":"full","partition":{"start":1048576,"x":1}}}"#;
+        let identity: Identity = serde_json::from_str(text).expect("it is an identity");
+        let Identity::Device(device) = &identity else { panic!("it is a device") };
+        assert_eq!(device.wwid.as_deref(), Some("naa.5000c500a1b2c3d4"));
+        assert_eq!(device.partition, Some(PartitionIdentity { start: 1 << 20, uuid: None }));
+        // Absent keys are left out.
+        let written = serde_json::to_string(&identity).expect("it is JSON");
+        let expected =
+            r#"{"device":{"number":"8:16","wwid":"naa.5000c500a1b2c3d4","partition":{"start":1048576},"bytes":0}}"#;
+        assert_eq!(written, expected);
+        assert!(serde_json::from_str::<Identity>(r#"{"mount":{"device":"0:40","inode":1,"later":[]}}"#).is_ok());
     }
 
     #[test]
-    fn a_reattached_device_under_the_same_number_is_another() {
-        assert_eq!(device(0, Some(621)).compare(&device(0, Some(621))), Comparison::Same);
-        assert_eq!(device(0, None).compare(&device(0, None)), Comparison::Same);
-        assert!(matches!(device(0, Some(621)).compare(&device(0, Some(624))), Comparison::Different(_)));
-        assert!(matches!(device(0, Some(1)).compare(&device(1, Some(1))), Comparison::Different(_)));
-        assert!(matches!(device(0, Some(1)).compare(&device(0, None)), Comparison::Unknown(_)));
+    fn what_firmware_says_is_a_key_only_if_it_tells_disks_apart() {
+        for junk in
+            ["", " \n", "0000000000", "naa.0000000000000000", "uuid.00000000-0000-0000-0000-000000000000", "FFFF"]
+        {
+            assert_eq!(key(junk), None, "{junk:?}");
+        }
+        assert_eq!(key("  WD-WCC4\u{1b}N\n").as_deref(), Some("WD-WCC4N"));
+        assert_eq!(key("t10.ATA     QEMU HARDDISK   QM00001").as_deref(), Some("t10.ATA     QEMU HARDDISK   QM00001"));
+        let long = |end: &str| key(&format!("{}{end}", "ab".repeat(400))).expect("it is a key");
+        assert!(long("1").len() <= LONGEST_KEY && long("1") != long("2"));
     }
 
     #[test]
-    fn another_filesystem_at_the_same_place_is_another() {
-        let mount = |minor, inode| {
-            Identity::Mount(MountIdentity {
-                boot: None,
-                device: DeviceNumber { major: 0, minor },
-                root: Some("/".into()),
-                inode,
-            })
+    fn the_digest_is_of_the_attachment_and_not_of_the_size() {
+        let disk = |sequence, bytes| {
+            Identity::Device(DeviceIdentity { sequence: Some(sequence), bytes, ..DeviceIdentity::default() })
         };
-        assert_eq!(mount(40, 1).compare(&mount(40, 1)), Comparison::Same);
-        assert!(matches!(mount(40, 1).compare(&mount(41, 1)), Comparison::Different(_)));
-        assert!(matches!(mount(40, 1).compare(&mount(40, 2)), Comparison::Different(_)));
-        assert!(matches!(mount(40, 1).compare(&device(0, None)), Comparison::Different(_)));
+        assert_eq!(disk(1, 10).digest(), disk(1, 20).digest());
+        assert_ne!(disk(1, 10).digest(), disk(2, 10).digest());
+        assert_eq!(disk(1, 10).digest().len(), 16);
     }
 }

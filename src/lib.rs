@@ -9,22 +9,28 @@
 pub mod volume;
 pub mod verdict;
 pub mod identity;
+pub mod root;
 pub mod pattern;
+pub mod method;
 pub mod config;
 pub mod discovery;
 pub mod pv;
-#[cfg(test)]
-mod testing;
+pub mod ledger;
 pub mod reclaim;
+pub mod brake;
 pub mod memory;
 pub mod plan;
+#[cfg(test)]
+mod testing;
 pub mod report;
 
 // The imperative shell.
 pub mod metrics;
+pub mod state_dir;
 pub mod node;
 pub mod deleter;
 pub mod cluster;
+pub mod events;
 pub mod cache;
 pub mod admin;
 pub mod controller;

@@ -14,7 +14,10 @@ use mooring::admin::{self, View};
 use mooring::cluster::Cluster;
 use mooring::config::Config;
 use mooring::controller::{Controller, Parts};
+use mooring::events::{self, Events};
+use mooring::ledger::Ledger;
 use mooring::metrics::Metrics;
+use mooring::state_dir::{StateDir, Writer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -26,6 +29,8 @@ use args::{AgentArgs, Command, LogFormat};
 
 /// How often something that is missing at the start is looked for again.
 const RETRY: Duration = Duration::from_secs(5);
+/// Used when it is there and none is named.
+const DEFAULT_STATE_DIR: &str = "/var/lib/mooring";
 
 fn main() -> ExitCode {
     let (cli, ignored) = match args::parse(std::env::args_os()) {
@@ -89,19 +94,23 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
     let work = async {
         let start = async {
             let config = read_config(&args.config_dir, &view).await;
+            let (writer, ledger) = open_state(args.state_dir.as_deref(), &view).await;
             let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
                 .await
                 .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
-            anyhow::Ok((config, cluster, watches))
+            anyhow::Ok((config, cluster, watches, writer, ledger))
         };
-        let (config, cluster, watches) = tokio::select! {
+        let (config, cluster, watches, writer, ledger) = tokio::select! {
             parts = start => parts?,
             () = requested(shutdown.clone()) => {
                 info!("Stopped");
                 return Ok(());
             }
         };
-        let controller = Controller::start(Parts { config, node_name, cluster, watches, view, metrics })?;
+        let (events, queue) = Events::new();
+        tokio::spawn(events::send_all(cluster.clone(), "mooring".to_owned(), queue));
+        let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, writer, events };
+        let controller = Controller::start(parts)?;
         controller.run(requested(shutdown)).await;
         anyhow::Ok(())
     };
@@ -123,6 +132,41 @@ async fn read_config(directory: &Path, view: &watch::Sender<View>) -> Config {
                 if problem != told {
                     error!(directory = %directory.display(), problem, "The config can't be used; waiting for a better one");
                     view.send_modify(|view| view.readiness = Err(format!("a usable config: {problem}")));
+                    told = problem;
+                }
+                view.send_modify(|view| view.heartbeat = std::time::Instant::now());
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// Opens the state directory: waits for as long as another agent has it or it can't be
+/// used. Without one, the ledger lives as long as this process.
+async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option<Writer>, Ledger) {
+    let directory = named.unwrap_or(Path::new(DEFAULT_STATE_DIR));
+    if named.is_none() && !directory.is_dir() {
+        warn!(
+            directory = DEFAULT_STATE_DIR,
+            "No state directory: across a restart, a PV that was deleted by hand is offered again with its data, and a \
+             wipe begins anew. Mount a host directory there, or name one by --state-dir"
+        );
+        return (None, Ledger::default());
+    }
+    let mut told = String::new();
+    loop {
+        let opened = StateDir::open(directory, named.is_some()).map_err(anyhow::Error::from);
+        match opened.and_then(|(state, ledger)| Ok((state.into_writer()?, ledger))) {
+            Ok((writer, ledger)) => {
+                let (entries, lost) = (ledger.entries().count(), ledger.lost());
+                info!(directory = %directory.display(), entries, lost, "State directory opened");
+                return (Some(writer), ledger);
+            }
+            Err(error) => {
+                let problem = error.to_string();
+                if problem != told {
+                    error!(directory = %directory.display(), problem, "The state directory can't be used; waiting for it");
+                    view.send_modify(|view| view.readiness = Err(format!("the state directory: {problem}")));
                     told = problem;
                 }
                 view.send_modify(|view| view.heartbeat = std::time::Instant::now());

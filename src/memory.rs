@@ -1,13 +1,18 @@
 //! What the controller remembers between two plans: what is under way, and what
 //! went wrong and when to try again. Lost at a restart without harm.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::verdict::Verdict;
+use crate::verdict::{Reason, Verdict};
 
 /// First and longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// The same while somebody uses a volume that is to be wiped: to look costs little, and it
+/// is wanted as soon as it is free.
+const BUSY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// How many of the last reclaims are remembered, for the brake on mass release.
+const RECLAIMED: usize = 256;
 /// First and longest wait while the API server does not answer: nothing that is to be
 /// done for one volume can be done for another then.
 const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
@@ -18,6 +23,8 @@ pub struct Memory {
     /// Work under way; nothing else is begun for these.
     pub in_flight: HashSet<String>,
     setbacks: HashMap<String, Setback>,
+    missing: HashMap<String, Instant>,
+    reclaimed: VecDeque<i64>,
     silence: Option<Silence>,
 }
 
@@ -68,7 +75,8 @@ impl Memory {
     /// Work for the PV failed; it waits longer with each failure in a row (see [`backoff`]).
     pub fn failed(&mut self, pv: &str, verdict: Verdict, now: Instant, jitter: f64) {
         let failures = self.failures(pv);
-        let wait = backoff(BACKOFF, failures, jitter);
+        let bounds = if verdict.reason == Reason::Busy { BUSY } else { BACKOFF };
+        let wait = backoff(bounds, failures, jitter);
         self.set_back(pv, Setback { verdict, retry_at: now + wait, failures: failures.saturating_add(1) });
     }
 
@@ -114,6 +122,33 @@ impl Memory {
         self.silence.map(|silence| silence.until).filter(|until| now < *until)
     }
 
+    /// Remembers since when the volumes of PVs are not there: `missing` are those of now.
+    pub fn note_missing(&mut self, missing: BTreeSet<String>, now: Instant) {
+        self.missing.retain(|pv, _| missing.contains(pv));
+        for pv in missing {
+            self.missing.entry(pv).or_insert(now);
+        }
+    }
+
+    /// Since when the PV's volume is not there.
+    #[must_use]
+    pub fn missing_since(&self, pv: &str) -> Option<Instant> {
+        self.missing.get(pv).copied()
+    }
+
+    /// A volume that was released at that second (since 1970) was reclaimed.
+    pub fn note_reclaimed(&mut self, released_at: i64) {
+        if self.reclaimed.len() == RECLAIMED {
+            self.reclaimed.pop_front();
+        }
+        self.reclaimed.push_back(released_at);
+    }
+
+    /// When the volumes that were reclaimed lately had been released.
+    pub fn reclaimed(&self) -> impl Iterator<Item = i64> {
+        self.reclaimed.iter().copied()
+    }
+
     /// The failure that is being waited out for the PV, if any.
     #[must_use]
     pub fn setback(&self, pv: &str) -> Option<&Setback> {
@@ -135,7 +170,6 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Reason;
 
     #[test]
     fn waits_double_up_to_five_minutes_and_end_with_success() {
@@ -143,7 +177,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             memory.begin("pv");
-            memory.failed("pv", Verdict::new(Reason::Busy, ""), now, 0.999_999);
+            memory.failed("pv", Verdict::new(Reason::Refused, ""), now, 0.999_999);
             assert!(memory.in_flight.is_empty());
             waits.push((memory.setback("pv").expect("just failed").retry_at - now).as_secs_f64().round());
         }

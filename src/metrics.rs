@@ -25,6 +25,8 @@ pub struct Metrics {
     pub wipes: Family<OutcomeLabels, Counter<u64, AtomicU64>>,
     /// Seconds that finished wipes took.
     pub wipe_seconds: Histogram,
+    /// 1 while the wipes of a mass release wait.
+    pub brake: Gauge,
 }
 
 /// Labels of [`Metrics::api_requests`].
@@ -65,6 +67,7 @@ impl Default for Metrics {
             api_seconds: Histogram::new([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]),
             wipes: Family::default(),
             wipe_seconds: Histogram::new([0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0]),
+            brake: Gauge::default(),
         }
     }
 }
@@ -90,6 +93,7 @@ impl Metrics {
         );
         registry.register("wipes", "Ended wipes", self.wipes.clone());
         registry.register("wipe_duration_seconds", "Duration of wipes that ended well", self.wipe_seconds.clone());
+        registry.register("mass_release", "1 while the wipes of a mass release wait", self.brake.clone());
         let volumes = Family::<VolumeLabels, Gauge>::default();
         for ((class, reason), count) in status.counts() {
             let labels = VolumeLabels { class: class.to_owned(), verdict: Text(reason.as_str()) };

@@ -1,10 +1,15 @@
 //! Linux facts of this node: what is in the discovery directories, what is mounted
 //! on what, and when that changes. The [`Scanner`] turns all of it into snapshots.
 
+mod bus_path;
+pub mod busy;
+pub mod identity;
 pub mod ioctl;
 pub mod mountinfo;
+mod partition;
 mod probe;
 mod scan;
+pub mod sysfs;
 mod watch;
 
 use std::collections::BTreeSet;
@@ -63,5 +68,3 @@ impl Waker {
         let _ = self.signal.try_send(());
     }
 }
-
-pub use probe::{mount_identity, stat_fd};

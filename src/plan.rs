@@ -1,18 +1,35 @@
-//! The decision: from what is there (findings), what is offered (own PVs) and what
-//! is under way (memory) to a verdict for every entry and a list of actions. Pure,
-//! so that the agent, a dry run and the tests decide alike.
+//! The decision: from what is there (findings), what is offered (own PVs), what is known
+//! of each volume's content (ledger) and what is under way (memory) to a verdict for
+//! every entry and a list of actions. Pure, so that the agent, a dry run and the tests
+//! decide alike.
+//!
+//! A volume without a PV goes through [`publish`], one with a PV through [`tend`];
+//! [`record`] says what the ledger is to remember.
+
+mod occupied;
+mod publish;
+mod record;
+mod tend;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
+use crate::brake::Brake;
 use crate::config::Config;
-use crate::discovery::{Candidate, Finding};
-use crate::identity::Identity;
+use crate::discovery::Finding;
+use crate::identity::{DeviceNumber, Identity};
+use crate::ledger::{Entry, Ledger};
 use crate::memory::Memory;
-use crate::pv::{self, OwnedPv, Phase, Volume};
+use crate::method::WipeRules;
+use crate::pv::{OwnedPv, Phase, Seen, Volume};
+use crate::reclaim::Unclaimed;
 use crate::verdict::{Reason, Verdict};
-use crate::volume::{NodeFacts, ReclaimPolicy, StorageClassFacts};
+use crate::volume::{Capacity, NodeFacts, StorageClassFacts};
+
+use occupied::Occupied;
 
 /// All that a decision depends on.
 #[derive(Clone, Copy, Debug)]
@@ -33,10 +50,21 @@ pub struct World<'a> {
     pub suspects: &'a BTreeSet<String>,
     /// Paths of this node that other PVs occupy: path to PV name.
     pub foreign: &'a BTreeMap<String, String>,
+    /// What is known of each volume's content.
+    pub ledger: &'a Ledger,
+    /// Whether the ledger can be written now, or why not. (Without a state directory it is
+    /// kept in memory, which never fails.)
+    pub ledger_trouble: Option<&'a str>,
+    /// Whether the ledger outlives this process.
+    pub durable: bool,
     /// What the controller remembers.
     pub memory: &'a Memory,
     /// The time of the decision.
     pub now: Instant,
+    /// The same on the clock, for times that the API server tells.
+    pub clock: Timestamp,
+    /// Random bits of this process, for new names of ledger entries.
+    pub random: u64,
 }
 
 /// What to do and what to say.
@@ -46,6 +74,12 @@ pub struct Plan {
     pub entries: Vec<EntryStatus>,
     /// What to begin now.
     pub actions: Vec<Action>,
+    /// What the ledger is to remember from now on.
+    pub records: Vec<Entry>,
+    /// PVs whose volume is not there, to be remembered until the next decision.
+    pub missing: BTreeSet<String>,
+    /// A mass release that is being held.
+    pub brake: Option<Brake>,
     /// When to decide again even if nothing happens.
     pub wake_at: Option<Instant>,
 }
@@ -68,22 +102,69 @@ pub struct EntryStatus {
 /// Something to begin.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Make a PV.
-    Create(Box<Volume>),
-    /// Put our label on a PV of ours that lacks it.
-    Adopt {
-        /// Its name.
-        pv: String,
-        /// Its UID.
-        uid: String,
-    },
+    /// Make a PV, once the ledger has the entry.
+    Create(Box<Creation>),
+    /// Put our label and what is known of the volume on a PV of ours that lacks it.
+    Adopt(Box<Adoption>),
     /// Read a PV that has left the watch.
     LookAgain {
         /// Its name.
         pv: String,
     },
+    /// Raise a PV's capacity to that of its volume, which grew.
+    Grow {
+        /// The PV.
+        pv: Seen,
+        /// The new capacity.
+        to: Capacity,
+    },
+    /// Remove an unclaimed PV whose volume is gone or another one.
+    Withdraw {
+        /// The PV.
+        pv: Unclaimed,
+        /// What the ledger is to say after.
+        entry: Option<Box<Entry>>,
+        /// Why, for people to read.
+        why: String,
+    },
+    /// Offer a Released volume again with its data, at an admin's word.
+    Keep(Seen),
+    /// Remove a Released PV and never offer its volume again, at an admin's word.
+    Retire {
+        /// The PV.
+        pv: Seen,
+        /// What the ledger then says.
+        entry: Box<Entry>,
+    },
+    /// Remove a quarantined PV if nothing is on its volume.
+    FreeIfBlank {
+        /// The PV.
+        pv: Seen,
+        /// Its volume.
+        target: Box<Target>,
+    },
     /// Wipe a Released volume and remove its PV.
-    Reclaim(Target),
+    Reclaim(Box<Target>),
+}
+
+/// A PV to be made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Creation {
+    /// What to make.
+    pub volume: Volume,
+    /// The volume, to be looked at before; its record is what the ledger is to say first.
+    pub target: Target,
+}
+
+/// A PV to be adopted, or whose volume has been accepted as the right one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adoption {
+    /// The PV.
+    pub pv: Seen,
+    /// The identity to record; none while the volume can't be seen.
+    pub identity: Option<Arc<Identity>>,
+    /// The ledger's entry for it.
+    pub entry: Option<Box<str>>,
 }
 
 impl Action {
@@ -91,15 +172,18 @@ impl Action {
     #[must_use]
     pub fn pv(&self) -> &str {
         match self {
-            Self::Create(volume) => &volume.name,
-            Self::Adopt { pv, .. } | Self::LookAgain { pv } => pv,
+            Self::Create(creation) => &creation.volume.name,
+            Self::Adopt(adoption) => &adoption.pv.name,
+            Self::LookAgain { pv } => pv,
+            Self::Withdraw { pv, .. } => &pv.seen().name,
+            Self::Grow { pv, .. } | Self::Keep(pv) | Self::Retire { pv, .. } | Self::FreeIfBlank { pv, .. } => &pv.name,
             Self::Reclaim(target) => &target.pv,
         }
     }
 }
 
-/// A volume to be wiped: the PV, and where its volume was seen last.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A volume to be wiped: the PV, where its volume was seen last, and how.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// Name of the PV.
     pub pv: String,
@@ -109,23 +193,41 @@ pub struct Target {
     pub mount_dir: String,
     /// Name of the entry in it.
     pub entry: String,
-    /// What was there at the last look; compared again on the open volume.
+    /// What was recorded when the volume was offered; compared on the open volume.
     pub identity: Arc<Identity>,
+    /// Mount points that are the same volume by other names: its host path as seen
+    /// through the directories of other classes. Full paths.
+    pub aliases: Vec<String>,
+    /// The digest of the volume that an admin has accepted, whatever was there before.
+    pub accepted: Option<String>,
+    /// How it is wiped.
+    pub rules: WipeRules,
+    /// The physical disks that it lies on, as far as they are known.
+    pub disks: Box<[DeviceNumber]>,
+    /// What the ledger says of it.
+    pub record: Box<Entry>,
 }
 
 /// Decides.
 #[must_use]
 pub fn plan(world: &World<'_>) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { brake: brake(world), ..Plan::default() };
     let mut by_path: HashMap<&str, Vec<&OwnedPv>> = HashMap::new();
     for owned in world.owned.values() {
         by_path.entry(&owned.path).or_default().push(owned);
     }
-    let mut taken: HashMap<&str, &str> = HashMap::new();
+    let named_by = |finding: &Finding| by_path.get(finding.host_path.as_str()).map(Vec::as_slice).unwrap_or_default();
+    let of_class = |finding: &Finding| {
+        let named_by = named_by(finding);
+        named_by.iter().find(|owned| owned.class == finding.class).or(named_by.first()).copied()
+    };
+    let occupied =
+        Occupied::of(world.findings, |finding| of_class(finding).is_some_and(|owned| owned.class == finding.class));
     let mut seen: BTreeSet<&str> = BTreeSet::new();
-    for finding in world.findings {
-        let named_by = by_path.get(finding.host_path.as_str()).map(Vec::as_slice).unwrap_or_default();
-        let owned = named_by.iter().find(|owned| owned.class == finding.class).or(named_by.first()).copied();
+    for (index, finding) in world.findings.iter().enumerate() {
+        let named_by = named_by(finding);
+        let owned = of_class(finding);
+        let rival = occupied.rival_of(index).map(|rival| &world.findings[rival]);
         let verdict = match owned {
             Some(owned) if named_by.len() > 1 || world.foreign.contains_key(&finding.host_path) => {
                 seen.extend(named_by.iter().map(|owned| owned.name.as_str()));
@@ -136,22 +238,13 @@ pub fn plan(world: &World<'_>) -> Plan {
             }
             Some(owned) if owned.class == finding.class => {
                 seen.insert(&owned.name);
-                reclaim_or_keep(world, owned, finding, &mut plan)
+                tend::present(world, owned, finding, rival, &mut plan)
             }
             Some(owned) if finding.selected && finding.outcome.is_ok() => {
                 let detail = format!("PV {} of class {} offers it", owned.name, owned.class);
                 Verdict::new(Reason::DuplicateOf, detail)
             }
-            _ => {
-                let winner = taken.get(finding.host_path.as_str()).copied();
-                match create(world, finding, winner, &mut plan) {
-                    Ok(verdict) => {
-                        taken.insert(&finding.host_path, &finding.class);
-                        verdict
-                    }
-                    Err(verdict) => verdict,
-                }
-            }
+            _ => publish::offer(world, finding, rival, &mut plan),
         };
         plan.entries.push(EntryStatus {
             class: finding.class.clone(),
@@ -162,9 +255,10 @@ pub fn plan(world: &World<'_>) -> Plan {
         });
     }
     for owned in world.owned.values() {
-        adopt_or_look_again(world, owned, &mut plan);
+        look_again(world, owned, &mut plan);
         if !seen.contains(owned.name.as_str()) {
-            plan.entries.push(without_finding(world, owned));
+            let status = tend::without_finding(world, owned, &mut plan);
+            plan.entries.push(status);
         }
     }
     if let Some(until) = world.memory.silent_until(world.now) {
@@ -174,152 +268,51 @@ pub fn plan(world: &World<'_>) -> Plan {
     plan
 }
 
-/// A volume without a PV: make one, if the class takes it and nothing stands against
-/// it. `Ok` means that it now is this class's, even if the PV is still to come.
-fn create(world: &World<'_>, finding: &Finding, winner: Option<&str>, plan: &mut Plan) -> Result<Verdict, Verdict> {
-    let class = world.config.class(&finding.class).expect("findings come from the classes of the config");
-    if !finding.selected {
-        return Err(Verdict::new(Reason::ExcludedByPattern, format!("namePattern is {}", class.pattern)));
+impl Plan {
+    /// Decides again at `at`, at the latest.
+    fn wake(&mut self, at: Instant) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
     }
-    let Candidate { capacity, .. } = finding.outcome.as_ref().map_err(Verdict::clone)?;
-    if let Some(winner) = winner {
-        return Err(Verdict::new(Reason::DuplicateOf, format!("class {winner} comes first in the order of names")));
-    }
-    if let Some(pv) = world.foreign.get(&finding.host_path) {
-        return Err(Verdict::new(Reason::PathInUse, format!("PV {pv}, which is not ours, names the path")));
-    }
-    let Some(storage_class) = world.classes.get(&finding.class) else {
-        return Err(Verdict::new(Reason::NoStorageClass, format!("the cluster has no StorageClass {}", finding.class)));
-    };
-    if !matches!(storage_class.reclaim_policy, ReclaimPolicy::Delete | ReclaimPolicy::Retain) {
-        let policy = storage_class.reclaim_policy.as_str();
-        let detail = format!("StorageClass {} has reclaimPolicy {policy}; use Delete or Retain", finding.class);
-        return Err(Verdict::new(Reason::Refused, detail));
-    }
-    let volume = pv::volume(world.config, class, storage_class, world.node, &finding.entry, *capacity);
-    if let Some(other) = world.owned.get(&volume.name) {
-        let detail = format!("the name {} is taken by the PV for {}", volume.name, other.path);
-        return Err(Verdict::new(Reason::Refused, detail));
-    }
-    if world.memory.in_flight.contains(&volume.name) {
-        return Ok(Verdict::new(Reason::Pending, "its PV is being made"));
-    }
-    if let Some(verdict) = waiting(world, &volume.name, plan) {
-        return Ok(verdict);
-    }
-    plan.actions.push(Action::Create(Box::new(volume)));
-    Ok(Verdict::new(Reason::Pending, "its PV is being made"))
-}
 
-/// A volume with a PV of ours: leave it, or reclaim it when its claim is gone.
-fn reclaim_or_keep(world: &World<'_>, owned: &OwnedPv, finding: &Finding, plan: &mut Plan) -> Verdict {
-    let name = &owned.name;
-    let candidate = match &finding.outcome {
-        Ok(candidate) => candidate,
-        Err(verdict) => return verdict.clone(),
-    };
-    if !wants_reclaim(owned) {
-        return kept(world, owned);
-    }
-    if world.memory.in_flight.contains(name) || world.suspects.contains(name) {
-        return Verdict::new(Reason::Wiping, "");
-    }
-    if let Some(verdict) = waiting(world, name, plan) {
-        return verdict;
-    }
-    match target(world, owned, candidate) {
-        Ok(target) => {
-            plan.actions.push(Action::Reclaim(target));
-            Verdict::new(Reason::Wiping, "")
+    /// Begins an action, unless another one for the PV comes first.
+    fn begin(&mut self, world: &World<'_>, action: Action) {
+        let free = !world.memory.in_flight.contains(action.pv()) && !world.suspects.contains(action.pv());
+        if free && !self.actions.iter().rev().take(1).any(|other| other.pv() == action.pv()) {
+            self.actions.push(action);
         }
-        Err(verdict) => verdict,
     }
 }
 
-/// The verdict of a volume whose PV stays as it is.
-fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
-    if owned.terminating {
-        return Verdict::new(Reason::Pending, "its PV is being removed");
-    }
-    if let Some(setback) = world.memory.setback(&owned.name).filter(|_| !owned.labelled) {
-        return setback.verdict.clone();
-    }
-    match owned.phase {
-        Phase::Released | Phase::Failed => {
-            let policy = owned.reclaim_policy.as_str();
-            Verdict::new(Reason::Published, format!("its claim is gone; its policy {policy} keeps it as it is"))
-        }
-        Phase::Pending | Phase::Available | Phase::Bound => Verdict::new(Reason::Published, ""),
-    }
-}
-
-/// Released with policy Delete; or with our fence on it, unless a claim has it again.
-fn wants_reclaim(owned: &OwnedPv) -> bool {
-    let released = owned.phase == Phase::Released && owned.reclaim_policy == ReclaimPolicy::Delete;
-    let fenced = owned.fenced && !(owned.terminating && owned.phase == Phase::Bound);
-    fenced || (released && !owned.terminating)
-}
-
-/// Where to find the volume of a PV; refused unless its path is exactly a first-level
-/// entry of its class's directory.
-fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<Target, Verdict> {
-    let class = world.config.class(&owned.class);
-    let Some((class, entry)) = class.and_then(|class| class.entry_of(&owned.path).map(|entry| (class, entry))) else {
-        let detail = format!("{} is no entry of a configured directory of its class", owned.path);
-        return Err(Verdict::new(Reason::Refused, detail));
-    };
-    Ok(Target {
-        pv: owned.name.clone(),
-        uid: owned.uid.clone(),
-        mount_dir: class.mount_dir.clone(),
-        entry: entry.to_owned(),
-        identity: Arc::clone(&candidate.sighting.identity),
-    })
-}
-
+/// The setback that is being waited out for the PV, if any.
 fn waiting(world: &World<'_>, pv: &str, plan: &mut Plan) -> Option<Verdict> {
     let setback = world.memory.setback(pv).filter(|setback| setback.retry_at > world.now)?;
-    plan.wake_at = Some(plan.wake_at.map_or(setback.retry_at, |at| at.min(setback.retry_at)));
+    plan.wake(setback.retry_at);
     Some(setback.verdict.clone())
 }
 
-fn adopt_or_look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
+fn look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
     let name = &owned.name;
-    if world.memory.in_flight.contains(name) {
-        return;
-    }
-    let action = if world.suspects.contains(name) {
-        Action::LookAgain { pv: name.clone() }
-    } else if !owned.labelled && !owned.terminating {
-        Action::Adopt { pv: name.clone(), uid: owned.uid.clone() }
-    } else {
-        return;
-    };
-    // One thing at a time for each PV: a reclaim comes first.
-    if waiting(world, name, plan).is_none() && !plan.actions.iter().any(|other| other.pv() == name) {
-        plan.actions.push(action);
+    let begun = world.memory.in_flight.contains(name) || plan.actions.iter().any(|action| action.pv() == name);
+    if world.suspects.contains(name) && !begun && waiting(world, name, plan).is_none() {
+        plan.actions.push(Action::LookAgain { pv: name.clone() });
     }
 }
 
-/// A PV whose path shows nothing: its volume is gone, or its path is none of ours.
-fn without_finding(world: &World<'_>, owned: &OwnedPv) -> EntryStatus {
-    let path = &owned.path;
-    let entry = world.config.class(&owned.class).and_then(|class| class.entry_of(path));
-    let verdict = match entry {
-        Some(_) if world.unseen.contains_key(&owned.class) => world.unseen[&owned.class].clone(),
-        Some(_) if owned.fenced => {
-            let detail = "nothing is at its path, and its wipe had begun: without the disk, only taking the \
-                          finalizer mooring.dev/wipe off the PV ends it";
-            Verdict::new(Reason::Vanished, detail)
-        }
-        Some(_) => Verdict::new(Reason::Vanished, format!("PV {} is there, but nothing is at its path", owned.name)),
-        None => Verdict::new(Reason::Refused, format!("{path} is no entry of a configured directory of its class")),
-    };
-    EntryStatus {
-        class: owned.class.clone(),
-        entry: entry.unwrap_or_default().to_owned(),
-        path: path.clone(),
-        pv: Some(owned.name.clone()),
-        verdict,
-    }
+/// A mass release, from the PVs that are Released and the ones that were wiped lately.
+fn brake(world: &World<'_>) -> Option<Brake> {
+    let bound = world.owned.values().filter(|owned| owned.phase == Phase::Bound).count();
+    let released = world.owned.values().filter(|owned| owned.phase == Phase::Released && !owned.quarantined);
+    let times = released.filter_map(|owned| owned.since).chain(world.memory.reclaimed()).collect();
+    let brake = Brake::find(bound, times)?;
+    (brake.holds_until(brake.to)? > world.clock.as_second()).then_some(brake)
 }
+
+/// The time left until a second of the clock.
+fn until(world: &World<'_>, second: i64) -> Option<Duration> {
+    let left = second.saturating_mul(1_000).saturating_sub(world.clock.as_millisecond());
+    u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -2,16 +2,21 @@
 //! fact stands in the API object, and the answer to "is it ours?".
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
-    LocalVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeSpec,
-    VolumeNodeAffinity,
+    LocalVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectReference, PersistentVolume,
+    PersistentVolumeSpec, VolumeNodeAffinity,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{Class, Config};
-use crate::volume::{AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode};
+use crate::identity::Identity;
+use crate::volume::{AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode, fnv1a_64};
 
 /// Says which provisioner made a PV (Kubernetes well-known annotation).
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
@@ -19,6 +24,27 @@ pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 pub const NODE_LABEL: &str = "mooring.dev/node";
 /// Our finalizer: on a PV only while its volume is being wiped.
 pub const WIPE_FINALIZER: &str = "mooring.dev/wipe";
+/// Our annotation: the keys by which the volume is known again, as JSON of
+/// [`Identity`].
+pub const IDENTITY: &str = "mooring.dev/identity";
+/// Our annotation: the ledger's entry of the volume.
+pub const LEDGER_ENTRY: &str = "mooring.dev/ledger-entry";
+/// Our annotation: owner, mode and the like of the volume's root directory when it was
+/// first offered.
+pub const ROOT: &str = "mooring.dev/root";
+/// Our annotation, set with the finalizer: the UID of the claim whose data may be wiped.
+/// It carries the decision over a restart.
+pub const RECLAIMING: &str = "mooring.dev/reclaiming";
+/// Our annotation: why nobody may claim the PV.
+pub const QUARANTINED: &str = "mooring.dev/quarantined";
+/// Our annotation: how far its wipe is, for people to read.
+pub const PROGRESS: &str = "mooring.dev/progress";
+/// An admin's annotation on a Released PV: see [`Word`].
+pub const RECLAIM: &str = "mooring.dev/reclaim";
+/// An admin's annotation on a PV or a Node: no wipe begins, and one under way stops.
+pub const HOLD: &str = "mooring.dev/hold";
+/// An admin's annotation: the digest of the identity that is the right one.
+pub const ACCEPT_IDENTITY: &str = "mooring.dev/accept-identity";
 /// The well-known label that local PVs are bound to their node by.
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
@@ -51,6 +77,51 @@ pub struct Volume {
     pub mount_options: Vec<String>,
     /// `spec.nodeAffinity.required.nodeSelectorTerms`.
     pub affinity: Vec<NodeSelectorTerm>,
+    /// Annotations of ours, [`IDENTITY`] among them.
+    pub annotations: BTreeMap<String, String>,
+    /// `spec.claimRef`: only for volumes that nobody else may claim.
+    pub claim: Option<Claim>,
+}
+
+/// A reference to a claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+    /// Its UID; empty in a reservation that no claim has taken up yet.
+    pub uid: Box<str>,
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What an admin wants of a Released volume: the value of [`RECLAIM`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// Wipe it, whatever its reclaim policy.
+    Wipe,
+    /// Offer it again with the data on it.
+    Keep,
+    /// Remove its PV and never offer the volume again.
+    Retire,
+    /// None of these.
+    Unknown(Box<str>),
+}
+
+impl Word {
+    fn parse(text: &str) -> Self {
+        match text {
+            "wipe" => Self::Wipe,
+            "keep" => Self::Keep,
+            "retire" => Self::Retire,
+            other => Self::Unknown(other.into()),
+        }
+    }
 }
 
 /// `status.phase` of a PV.
@@ -88,12 +159,51 @@ pub struct OwnedPv {
     pub resource_version: String,
     /// `status.phase`.
     pub phase: Phase,
+    /// `status.lastPhaseTransitionTime`, in seconds since 1970.
+    pub since: Option<i64>,
+    /// `spec.claimRef`.
+    pub claim: Option<Box<Claim>>,
+    /// `spec.capacity.storage`.
+    pub capacity: Option<Capacity>,
+    /// The identity that was recorded in it.
+    pub identity: Option<Arc<Identity>>,
+    /// The ledger's entry of its volume ([`LEDGER_ENTRY`]).
+    pub entry: Option<u128>,
+    /// What an admin wants of it.
+    pub word: Option<Word>,
+    /// Whether an admin holds its wipe.
+    pub hold: bool,
+    /// The digest that an admin accepts.
+    pub accepted: Option<Box<str>>,
+    /// The UID of the claim whose data may be wiped ([`RECLAIMING`]).
+    pub reclaiming: Option<Box<str>>,
+    /// Whether we made it to keep the volume from being claimed.
+    pub quarantined: bool,
     /// Whether `metadata.deletionTimestamp` is set.
     pub terminating: bool,
     /// Whether our finalizer [`WIPE_FINALIZER`] is on it.
     pub fenced: bool,
     /// Whether no finalizer is left; with `terminating`, the object is as good as gone.
     pub free_of_finalizers: bool,
+}
+
+/// A PV as it was when an action was decided on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its resource version.
+    pub version: String,
+}
+
+impl Seen {
+    /// The PV as it is.
+    #[must_use]
+    pub fn of(owned: &OwnedPv) -> Self {
+        Self { name: owned.name.clone(), uid: owned.uid.clone(), version: owned.resource_version.clone() }
+    }
 }
 
 /// A PV that names a path of this node and is not ours.
@@ -144,11 +254,11 @@ pub fn node_label_value(node: &str) -> String {
     if node.len() <= 63 {
         return node.to_owned();
     }
-    let hash = node
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    format!("node-{hash:016x}")
+    format!("node-{:016x}", fnv1a_64(node.bytes()))
 }
+
+/// The UID of a claim that does not exist.
+const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
 /// The volume that a class makes of an entry on this node.
 #[must_use]
@@ -159,6 +269,7 @@ pub fn volume(
     node: &NodeFacts,
     entry: &str,
     capacity: Capacity,
+    identity: &Identity,
 ) -> Volume {
     let mut labels: BTreeMap<String, String> = config
         .node_labels
@@ -189,16 +300,42 @@ pub fn volume(
         reclaim_policy: storage_class.reclaim_policy.clone(),
         mount_options: storage_class.mount_options.clone(),
         affinity: std::iter::once(own_term).chain(class.selector.iter().cloned()).collect(),
+        annotations: BTreeMap::from([(IDENTITY.to_owned(), identity_text(identity))]),
+        claim: None,
+    }
+}
+
+/// The text of [`IDENTITY`].
+#[must_use]
+pub fn identity_text(identity: &Identity) -> String {
+    serde_json::to_string(identity).expect("an identity is plain data")
+}
+
+impl Volume {
+    /// Makes a PV of it that shows as Released and that nobody can claim: for a volume
+    /// that may hold the data of `claim`, or of one that is not known. Unless it is to be
+    /// wiped at once, its policy is Retain.
+    #[must_use]
+    pub fn quarantined(mut self, claim: Option<&Claim>, why: &str, wipe: bool) -> Self {
+        // A claim with this UID does not exist, so the controller-manager shows the PV as
+        // Released, and binds it to nothing.
+        let nobody = || Claim { namespace: "default".into(), name: "mooring-unknown".into(), uid: NOBODY.into() };
+        self.claim = Some(claim.filter(|claim| !claim.uid.is_empty()).cloned().unwrap_or_else(nobody));
+        self.annotations.insert(QUARANTINED.to_owned(), why.to_owned());
+        self.reclaim_policy = if wipe { ReclaimPolicy::Delete } else { ReclaimPolicy::Retain };
+        self
     }
 }
 
 /// The API object for a volume.
 #[must_use]
 pub fn encode(volume: &Volume) -> PersistentVolume {
+    let mut annotations = volume.annotations.clone();
+    annotations.insert(PROVISIONED_BY.to_owned(), volume.provisioner.clone());
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(volume.name.clone()),
-            annotations: Some(BTreeMap::from([(PROVISIONED_BY.to_owned(), volume.provisioner.clone())])),
+            annotations: Some(annotations),
             labels: (!volume.labels.is_empty()).then(|| volume.labels.clone()),
             owner_references: volume.owner.as_ref().map(|(name, uid)| {
                 vec![OwnerReference {
@@ -213,6 +350,14 @@ pub fn encode(volume: &Volume) -> PersistentVolume {
         },
         spec: Some(PersistentVolumeSpec {
             access_modes: Some(vec![volume.access_mode.as_str().to_owned()]),
+            claim_ref: volume.claim.as_ref().map(|claim| ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("PersistentVolumeClaim".to_owned()),
+                namespace: Some(claim.namespace.to_string()),
+                name: Some(claim.name.to_string()),
+                uid: Some(claim.uid.to_string()),
+                ..ObjectReference::default()
+            }),
             capacity: Some(BTreeMap::from([("storage".to_owned(), Quantity(volume.capacity.to_string()))])),
             local: Some(LocalVolumeSource { path: volume.path.clone(), fs_type: volume.fs_type.clone() }),
             mount_options: (!volume.mount_options.is_empty()).then(|| volume.mount_options.clone()),
@@ -249,7 +394,37 @@ pub fn decode(pv: &PersistentVolume) -> Option<Volume> {
         reclaim_policy: ReclaimPolicy::parse(spec.persistent_volume_reclaim_policy.as_deref().unwrap_or("Retain")),
         mount_options: spec.mount_options.clone().unwrap_or_default(),
         affinity: spec.node_affinity.as_ref()?.required.as_ref()?.node_selector_terms.clone(),
+        annotations: pv
+            .metadata
+            .annotations
+            .iter()
+            .flatten()
+            .filter(|(key, _)| key.starts_with("mooring.dev/"))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        claim: claim(pv),
     })
+}
+
+/// The claim that a PV is bound to or reserved for.
+#[must_use]
+pub fn claim(pv: &PersistentVolume) -> Option<Claim> {
+    let reference = pv.spec.as_ref()?.claim_ref.as_ref()?;
+    let text = |part: &Option<String>| part.as_deref().unwrap_or_default().into();
+    Some(Claim { namespace: text(&reference.namespace), name: text(&reference.name), uid: text(&reference.uid) })
+}
+
+/// The value of an annotation.
+#[must_use]
+pub fn annotation<'p>(pv: &'p PersistentVolume, key: &str) -> Option<&'p str> {
+    pv.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// Whether annotations hold up wipes. Any value but `false` does: a typing error must
+/// not destroy anything.
+#[must_use]
+pub fn is_held(annotations: Option<&BTreeMap<String, String>>) -> bool {
+    annotations.and_then(|annotations| annotations.get(HOLD)).is_some_and(|value| value != "false")
 }
 
 /// Whose PV is this? Ours only when the annotation says exactly so; the path is
@@ -304,6 +479,20 @@ fn owned(pv: &PersistentVolume, local: &LocalVolumeSource, node: &NodeFacts) -> 
             Some("Failed") => Phase::Failed,
             _ => Phase::Pending,
         },
+        since: pv
+            .status
+            .as_ref()
+            .and_then(|status| status.last_phase_transition_time.as_ref())
+            .map(|time| time.0.as_second()),
+        claim: claim(pv).map(Box::new),
+        capacity: spec.capacity.as_ref().and_then(|capacity| Capacity::parse(&capacity.get("storage")?.0)),
+        identity: annotation(pv, IDENTITY).and_then(|text| serde_json::from_str(text).ok()).map(Arc::new),
+        entry: annotation(pv, LEDGER_ENTRY).and_then(|text| u128::from_str_radix(text, 16).ok()),
+        word: annotation(pv, RECLAIM).map(Word::parse),
+        hold: is_held(metadata.annotations.as_ref()),
+        accepted: annotation(pv, ACCEPT_IDENTITY).map(Into::into),
+        reclaiming: annotation(pv, RECLAIMING).map(Into::into),
+        quarantined: annotation(pv, QUARANTINED).is_some(),
         terminating: metadata.deletion_timestamp.is_some(),
         fenced: finalizers.iter().any(|finalizer| finalizer == WIPE_FINALIZER),
         free_of_finalizers: finalizers.is_empty(),

@@ -2,7 +2,7 @@
 //! what the API server says *now*. Whoever carries out a step looks again after it,
 //! so that a call whose outcome is unknown never counts as done.
 
-use crate::pv::{OwnedPv, Phase};
+use crate::pv::{OwnedPv, Phase, Seen, Word};
 use crate::volume::ReclaimPolicy;
 
 /// The next thing to do for a PV that is being reclaimed.
@@ -47,12 +47,43 @@ impl Fence {
     }
 }
 
+/// Proof that nobody had claimed a PV at one version of it: it may be removed as long as
+/// that is its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unclaimed(Seen);
+
+impl Unclaimed {
+    /// The PV, if nobody has claimed it or has it reserved, and nobody is removing it.
+    #[must_use]
+    pub fn of(pv: &OwnedPv) -> Option<Self> {
+        let unclaimed = pv.phase == Phase::Available && pv.claim.is_none() && !pv.terminating && !pv.fenced;
+        unclaimed.then(|| Self(Seen::of(pv)))
+    }
+
+    /// The PV at that version.
+    #[must_use]
+    pub fn seen(&self) -> &Seen {
+        &self.0
+    }
+}
+
+/// Whether the volume of a PV is to be wiped: its claim is gone, and its policy says so,
+/// or an admin does, or did so for this claim before a restart.
+#[must_use]
+pub fn is_wanted(pv: &OwnedPv) -> bool {
+    let claim = pv.claim.as_ref().map(|claim| claim.uid.as_ref());
+    let decided = pv.reclaiming.is_some() && pv.reclaiming.as_deref() == claim;
+    let asked = pv.word == Some(Word::Wipe);
+    let by_policy = pv.reclaim_policy == ReclaimPolicy::Delete && pv.word.is_none();
+    pv.phase == Phase::Released && (by_policy || asked || decided)
+}
+
 /// Decides the next step. `uid` is the PV that the reclaim began with, `verified`
 /// whether its volume has been wiped and verified under the fence.
 #[must_use]
 pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
     let Some(pv) = now.filter(|pv| pv.uid == uid) else { return Step::Gone };
-    let wanted = pv.phase == Phase::Released && pv.reclaim_policy == ReclaimPolicy::Delete;
+    let wanted = is_wanted(pv);
     match (pv.fenced, pv.terminating) {
         (true, true) if verified => Step::Remove,
         // A claim that names the PV can be bound to it even now, by whoever edits claimRef.

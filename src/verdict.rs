@@ -21,6 +21,10 @@ pub enum Reason {
     ExcludedByPattern,
     /// Another class or name offers the same volume.
     DuplicateOf,
+    /// It may hold a tenant's data, and no PV says so any more.
+    Dirty,
+    /// It may hold a tenant's data; a PV that nobody can claim shows it.
+    Quarantined,
     /// Somebody uses the volume, so it can't be wiped yet.
     Busy,
     /// Its last tenant's data is being wiped.
@@ -35,6 +39,8 @@ pub enum Reason {
     Unresponsive,
     /// A PV exists, but the volume is gone.
     Vanished,
+    /// The volume is smaller than its PV says, and a claim has it.
+    Shrunk,
     /// Something that must not be done was asked for.
     Refused,
     /// Another PV of this node already names the path.
@@ -43,7 +49,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::Published,
         Self::Pending,
         Self::NotAMountPoint,
@@ -51,6 +57,8 @@ impl Reason {
         Self::NoStorageClass,
         Self::ExcludedByPattern,
         Self::DuplicateOf,
+        Self::Dirty,
+        Self::Quarantined,
         Self::Busy,
         Self::Wiping,
         Self::IdentityChanged,
@@ -58,6 +66,7 @@ impl Reason {
         Self::Unsupported,
         Self::Unresponsive,
         Self::Vanished,
+        Self::Shrunk,
         Self::Refused,
         Self::PathInUse,
     ];
@@ -73,6 +82,8 @@ impl Reason {
             Self::NoStorageClass => "NoStorageClass",
             Self::ExcludedByPattern => "ExcludedByPattern",
             Self::DuplicateOf => "DuplicateOf",
+            Self::Dirty => "Dirty",
+            Self::Quarantined => "Quarantined",
             Self::Busy => "Busy",
             Self::Wiping => "Wiping",
             Self::IdentityChanged => "IdentityChanged",
@@ -80,6 +91,7 @@ impl Reason {
             Self::Unsupported => "Unsupported",
             Self::Unresponsive => "Unresponsive",
             Self::Vanished => "Vanished",
+            Self::Shrunk => "Shrunk",
             Self::Refused => "Refused",
             Self::PathInUse => "PathInUse",
         }
@@ -94,12 +106,21 @@ impl Reason {
             Self::ModeMismatch => "set volumeMode: Filesystem for the class, or put a link to a block device there",
             Self::NoStorageClass => "create the StorageClass, or take the class out of storageClassMap",
             Self::DuplicateOf => "remove one of the two, or set namePattern so that only one class matches",
+            Self::Dirty => "see the detail; mooring wipe on the node makes it fit to be offered again",
+            Self::Quarantined => {
+                "empty it, or annotate the PV with mooring.dev/reclaim: wipe (destroys the data), keep (offers it as it \
+                 is) or retire (withdraws it)"
+            }
             Self::Busy => "stop whatever uses it",
-            Self::IdentityChanged => "put the former disk back, or delete the PV if its data is of no use any more",
+            Self::IdentityChanged => {
+                "put the former disk back; if this one is right, annotate the PV with mooring.dev/accept-identity: and \
+                 the digest from the detail"
+            }
             Self::ZeroCapacity => "attach a medium, or remove the entry",
             Self::Unsupported => "replace it by a mounted directory or a link to a block device, or remove it",
             Self::Unresponsive => "look after the disk or the server behind it; it is taken up again when it answers",
             Self::Vanished => "mount or attach it again; delete the PV if it will not come back",
+            Self::Shrunk => "give the volume its former size back, or move the claim's data elsewhere",
             Self::Refused => "see the detail",
             Self::PathInUse => "delete the other PV, or remove the entry",
         }

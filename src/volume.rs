@@ -181,6 +181,14 @@ impl fmt::Display for Capacity {
     }
 }
 
+/// The hash FNV-1a of 64 bits: the same in every version of this program, and no proof
+/// against who wants two texts to have the same.
+pub fn fnv1a_64(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
 /// The facts of the Node that PVs are made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -192,6 +200,8 @@ pub struct NodeFacts {
     pub hostname: String,
     /// All labels.
     pub labels: BTreeMap<String, String>,
+    /// Whether an admin holds up all wipes of this node.
+    pub hold: bool,
 }
 
 /// What a PV takes from its StorageClass.

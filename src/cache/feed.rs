@@ -59,7 +59,8 @@ fn node_facts(node: &Node) -> Result<NodeFacts, String> {
     let name = node.name_any();
     match (node.labels().get(HOSTNAME_LABEL), node.uid()) {
         (Some(hostname), Some(uid)) => {
-            Ok(NodeFacts { hostname: hostname.clone(), uid, labels: node.labels().clone(), name })
+            let hold = pv::is_held(node.metadata.annotations.as_ref());
+            Ok(NodeFacts { hostname: hostname.clone(), uid, labels: node.labels().clone(), name, hold })
         }
         _ => Err(format!("Node {name} has no label {HOSTNAME_LABEL}: label it, or local volumes can't be bound to it")),
     }
@@ -111,7 +112,10 @@ pub async fn persistent_volumes(client: Client, node: NodeFacts, use_node_name_o
                 Event::Pv(pv::sort(&pv, &node, use_node_name_only))
             }
             Watch::Apply(pv) => Event::Pv(pv::sort(&pv, &node, use_node_name_only)),
-            Watch::Delete(pv) => Event::PvLeft { name: pv.name_any(), uid: pv.uid().unwrap_or_default() },
+            Watch::Delete(pv) => {
+                let last = pv::sort(&pv, &node, use_node_name_only);
+                Event::PvLeft { name: pv.name_any(), uid: pv.uid().unwrap_or_default(), last }
+            }
             Watch::InitDone => Event::PvsListed(std::mem::take(&mut listed)),
         })
     })

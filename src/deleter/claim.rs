@@ -1,17 +1,16 @@
 //! From a path to an open volume of known identity: the only place where a path
 //! leads to something that will be destroyed.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 
-use super::{Claimed, OpenVolume, WipeError};
+use super::{Claimed, OpenVolume, WipeError, tree};
 use crate::identity::{Comparison, DeviceIdentity, DeviceNumber, Identity};
-use crate::node::ioctl;
 use crate::node::mountinfo::MountTable;
-use crate::node::{mount_identity, stat_fd};
+use crate::node::sysfs::Sysfs;
+use crate::node::{busy, identity, ioctl};
 use crate::plan::Target;
 use crate::reclaim::Fence;
 
@@ -21,7 +20,7 @@ use crate::reclaim::Fence;
 /// # Errors
 /// It is gone, not mounted, busy, another one, or can't be opened.
 pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
-    Ok(Claimed { fence, volume: open(target, OFlags::RDWR)? })
+    Ok(Claimed { fence, volume: open(target, Intent::Claim)? })
 }
 
 /// Makes sure that [`claim`] would succeed now, and changes nothing.
@@ -29,10 +28,25 @@ pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
 /// # Errors
 /// As [`claim`].
 pub fn inspect(target: &Target) -> Result<(), WipeError> {
-    open(target, OFlags::RDONLY).map(drop)
+    open(target, Intent::Inspect).map(drop)
 }
 
-fn open(target: &Target, access: OFlags) -> Result<OpenVolume, WipeError> {
+/// What a volume is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// To look at it before it is offered: a directory may be in use.
+    Look,
+    /// To look at it before it is claimed, or while it is quarantined.
+    Inspect,
+    /// To destroy what is in it.
+    Claim,
+}
+
+/// Opens the volume and compares its identity on the open file.
+///
+/// # Errors
+/// As [`claim`].
+pub fn open(target: &Target, intent: Intent) -> Result<OpenVolume, WipeError> {
     let path = || format!("{}/{}", target.mount_dir, target.entry);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = rustix::fs::open(&target.mount_dir, flags, Mode::empty())
@@ -44,23 +58,38 @@ fn open(target: &Target, access: OFlags) -> Result<OpenVolume, WipeError> {
             errno => WipeError::io("looking at the volume")(errno.into()),
         })?;
     match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
-        FileType::Directory => open_directory(&parent, target, &path()),
-        FileType::BlockDevice | FileType::Symlink => open_device(&parent, target, &path(), access),
+        FileType::Directory => open_directory(&parent, target, &path(), intent),
+        FileType::BlockDevice | FileType::Symlink => open_device(&parent, target, &path(), intent),
         _ => Err(WipeError::Refused(format!("{} is neither a directory nor a block device", path()))),
     }
 }
 
-fn open_directory(parent: &OwnedFd, target: &Target, path: &str) -> Result<OpenVolume, WipeError> {
+fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent) -> Result<OpenVolume, WipeError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let fd = rustix::fs::openat2(parent, &target.entry, flags, Mode::empty(), resolve)
         .map_err(|errno| WipeError::io("opening the volume's root directory")(errno.into()))?;
-    let stat = stat_fd(&fd).map_err(WipeError::io("looking at the volume's root directory"))?;
+    let stat = identity::stat_fd(&fd).map_err(WipeError::io("looking at the volume's root directory"))?;
     if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         return Err(WipeError::NotMounted(path.to_owned()));
     }
+    // The open file keeps the mount, and with it the mount's id in the table.
     let mounts = MountTable::read().map_err(WipeError::io("reading the mount table"))?;
-    same(&target.identity, &mount_identity(&stat, &mounts))?;
+    let now = identity::of_mount(&Sysfs::host(), &fd, &stat, &mounts)
+        .map_err(WipeError::io("asking sysfs for the filesystem's device"))?;
+    if let Err(error) = same(target, &Identity::Mount(now)) {
+        // With nothing in it, there is nothing to destroy and nothing to hand on: a tmpfs
+        // that was mounted anew.
+        if tree::first_entry(&fd)?.is_some() {
+            return Err(error);
+        }
+    }
+    if intent == Intent::Look {
+        return Ok(OpenVolume::Directory(fd));
+    }
+    if let Some(user) = busy::user_of_directory(&mounts, stat.stx_mnt_id, &target.aliases) {
+        return Err(WipeError::Busy(format!("{path} is in use: {user}")));
+    }
     // For directories there is no O_EXCL; this keeps out other agents at least.
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(OpenVolume::Directory(fd)),
@@ -69,9 +98,10 @@ fn open_directory(parent: &OwnedFd, target: &Target, path: &str) -> Result<OpenV
     }
 }
 
-fn open_device(parent: &OwnedFd, target: &Target, path: &str, access: OFlags) -> Result<OpenVolume, WipeError> {
+fn open_device(parent: &OwnedFd, target: &Target, path: &str, intent: Intent) -> Result<OpenVolume, WipeError> {
+    let sysfs = Sysfs::host();
     // First without opening the device itself: opening a number that no device has
-    // can create one.
+    // can create one, and another device than the one that is meant is left alone.
     let place =
         rustix::fs::openat(parent, &target.entry, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
             match errno {
@@ -79,45 +109,72 @@ fn open_device(parent: &OwnedFd, target: &Target, path: &str, access: OFlags) ->
                 errno => WipeError::io("following the link to the device")(errno.into()),
             }
         })?;
-    let before = device_number(&place)?
+    let number = device_number(&place)?
         .ok_or_else(|| WipeError::Refused(format!("{path} is a link to something that is no block device")))?;
-    if let Identity::Device(then) = &*target.identity
-        && then.number != before
-    {
-        return Err(WipeError::IdentityChanged(format!("device number was {}, is {before}", then.number)));
-    }
-    if !fs::exists(format!("/sys/dev/block/{before}")).map_err(WipeError::io("asking sysfs for the device"))? {
-        return Err(WipeError::Vanished(format!("{path} (device {before})")));
-    }
-    let flags = access | OFlags::EXCL | OFlags::CLOEXEC;
-    let fd =
-        rustix::fs::open(format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty()).map_err(|errno| {
-            match errno {
-                rustix::io::Errno::BUSY => {
-                    WipeError::Busy(format!("device {before} is in use: mounted, swap, or part of another device"))
-                }
-                errno => WipeError::io("opening the device")(errno.into()),
-            }
-        })?;
-    // From here on the open file keeps the device from being exchanged.
-    let number = device_number(&fd)?.unwrap_or(before);
+    same(target, &Identity::Device(gather(&sysfs, number, path)?))?;
+    let access = if intent == Intent::Claim { OFlags::RDWR } else { OFlags::RDONLY };
+    take_device(&sysfs, &place, number, target, path, access)
+}
+
+/// From the place of a device to the device: what was at the place may have been
+/// exchanged since it was looked at.
+fn take_device(
+    sysfs: &Sysfs,
+    place: &OwnedFd,
+    number: DeviceNumber,
+    target: &Target,
+    path: &str,
+    access: OFlags,
+) -> Result<OpenVolume, WipeError> {
+    let fd = open_exclusively(sysfs, place, number, access)?;
+    // From here on the open file keeps the device, its number included, from being
+    // exchanged. What the kernel tells of an open file is asked of this one.
+    let number = device_number(&fd)?.unwrap_or(number);
     let sequence = ioctl::disk_sequence(&fd).map_err(WipeError::io("asking for the disk's sequence number"))?;
-    same(&target.identity, &Identity::Device(DeviceIdentity { boot: None, number, sequence }))?;
     let bytes = ioctl::device_size(&fd).map_err(WipeError::io("asking for the device's size"))?;
+    same(target, &Identity::Device(DeviceIdentity { sequence, bytes, ..gather(sysfs, number, path)? }))?;
+    if let Some(user) = busy::user_of_device(sysfs, number) {
+        return Err(WipeError::Busy(format!("device {number} is in use: {user}")));
+    }
     Ok(OpenVolume::Device { fd, bytes })
 }
 
-fn device_number(fd: &OwnedFd) -> Result<Option<DeviceNumber>, WipeError> {
-    let stat = stat_fd(fd).map_err(WipeError::io("looking at the device"))?;
-    let is_device = FileType::from_raw_mode(u32::from(stat.stx_mode)) == FileType::BlockDevice;
-    Ok(is_device.then_some(DeviceNumber { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor }))
+fn open_exclusively(
+    sysfs: &Sysfs,
+    place: &OwnedFd,
+    number: DeviceNumber,
+    access: OFlags,
+) -> Result<OwnedFd, WipeError> {
+    let flags = access | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::open(format!("/proc/self/fd/{}", place.as_raw_fd()), flags, Mode::empty()).map_err(
+        |errno| match errno {
+            rustix::io::Errno::BUSY => {
+                WipeError::Busy(format!("device {number} is in use: {}", busy::holder_of_device(sysfs, number)))
+            }
+            errno => WipeError::io("opening the device")(errno.into()),
+        },
+    )
 }
 
-fn same(expected: &Identity, now: &Identity) -> Result<(), WipeError> {
-    match expected.compare(now) {
+fn gather(sysfs: &Sysfs, number: DeviceNumber, path: &str) -> Result<DeviceIdentity, WipeError> {
+    identity::of_device(sysfs, number)
+        .map_err(WipeError::io("asking sysfs for the device"))?
+        .ok_or_else(|| WipeError::Vanished(format!("{path} (device {number})")))
+}
+
+fn device_number(fd: &OwnedFd) -> Result<Option<DeviceNumber>, WipeError> {
+    identity::number_of(fd).map_err(WipeError::io("looking at the device"))
+}
+
+/// Whether it is the volume that is meant, or one that an admin has accepted for it.
+fn same(target: &Target, now: &Identity) -> Result<(), WipeError> {
+    let digest = now.digest();
+    let with_digest = |why: &str| format!("{why}; its digest is {digest}");
+    match target.identity.compare(now) {
         Comparison::Same => Ok(()),
-        Comparison::Different(key) => Err(WipeError::IdentityChanged(key)),
-        Comparison::Unknown(why) => Err(WipeError::IdentityUnknown(why)),
+        _ if target.accepted.as_ref() == Some(&digest) => Ok(()),
+        Comparison::Different(key) => Err(WipeError::IdentityChanged(with_digest(&key))),
+        Comparison::Unknown(why) => Err(WipeError::IdentityUnknown(with_digest(why))),
     }
 }
 
@@ -126,3 +183,7 @@ impl From<rustix::io::Errno> for WipeError {
         Self::Io { step: "working on the volume", source: io::Error::from(errno) }
     }
 }
+
+#[cfg(test)]
+#[path = "claim_tests.rs"]
+mod tests;

@@ -63,6 +63,11 @@ impl MountTable {
     pub fn get(&self, id: u64) -> Option<&Mount> {
         self.0.get(&id)
     }
+
+    /// All mounts with their ids, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Mount)> {
+        self.0.iter().map(|(id, mount)| (*id, mount))
+    }
 }
 
 fn to_ascii(line: &[u8]) -> String {
@@ -78,7 +83,8 @@ fn to_ascii(line: &[u8]) -> String {
 }
 
 /// Undoes the kernel's octal escapes (`\040` for a blank).
-fn unescape(text: &[u8]) -> Vec<u8> {
+#[must_use]
+pub fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((byte, after)) = rest.split_first() {

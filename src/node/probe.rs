@@ -3,16 +3,17 @@
 //! a FIFO by its type. Any call here can hang with the disk or server behind it.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags};
 
 use crate::discovery::{Observed, Sighting};
-use crate::identity::{DeviceIdentity, DeviceNumber, Identity, MountIdentity};
+use crate::identity::{DeviceNumber, Identity};
+use crate::node::identity;
 use crate::node::mountinfo::MountTable;
+use crate::node::sysfs::Sysfs;
 
 /// An open discovery directory and what tells it from another one at its path.
 pub struct OpenDirectory {
@@ -24,8 +25,14 @@ pub struct OpenDirectory {
 /// Device, inode and mount of a directory.
 pub type Fingerprint = (u32, u32, u64, u64);
 
-/// What must be the same for the last look at a mounted directory to hold still.
-pub type MountKey = Fingerprint;
+/// What must be the same for the last look at an entry to hold still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// Of a mounted directory.
+    Mount(Fingerprint),
+    /// Of a device: its number, the attachment of its disk, and its size in bytes.
+    Device(DeviceNumber, u64, u64),
+}
 
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8): an id that no later mount gets again, while the
 /// small ids of mountinfo are given away at once.
@@ -55,14 +62,9 @@ impl OpenDirectory {
         Ok(names)
     }
 
-    /// Looks at one entry. `known` is the last look at a directory mounted there;
-    /// the filesystem is asked for its size only when that may be another one.
-    pub fn probe(
-        &self,
-        name: &OsStr,
-        mounts: &MountTable,
-        known: Option<&(MountKey, Observed)>,
-    ) -> (Option<MountKey>, Observed) {
+    /// Looks at one entry. `known` is the last look at it; filesystem and disk are
+    /// asked for more only when they may be other ones.
+    pub fn probe(&self, name: &OsStr, mounts: &MountTable, known: Option<&(Key, Observed)>) -> (Option<Key>, Observed) {
         match self.try_probe(name, mounts, known) {
             Ok(found) => found,
             Err(error) => (None, Observed::Failed(format!("it can't be looked at: {error}"))),
@@ -73,23 +75,28 @@ impl OpenDirectory {
         &self,
         name: &OsStr,
         mounts: &MountTable,
-        known: Option<&(MountKey, Observed)>,
-    ) -> io::Result<(Option<MountKey>, Observed)> {
+        known: Option<&(Key, Observed)>,
+    ) -> io::Result<(Option<Key>, Observed)> {
         let stat = self.stat(name, AtFlags::SYMLINK_NOFOLLOW)?;
         let observed = match file_type(&stat) {
             FileType::Directory if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) => {
-                let key = is_unique(&stat).then(|| fingerprint(&stat));
-                return match known {
-                    Some((last, observed)) if Some(*last) == key => Ok((key, observed.clone())),
-                    _ => Ok((key, self.mount_point(name, mounts)?)),
-                };
+                let key = is_unique(&stat).then(|| Key::Mount(fingerprint(&stat)));
+                if let Some((last, observed)) = known
+                    && Some(*last) == key
+                {
+                    return Ok((key, observed.clone()));
+                }
+                let sighting = self.mount_point(name, mounts)?;
+                // A mount that the table did not show yet is looked at again.
+                let is_complete = matches!(&*sighting.identity, Identity::Mount(mount) if mount.root.is_some());
+                return Ok((key.filter(|_| is_complete), Observed::MountPoint(sighting)));
             }
             FileType::Directory => Observed::PlainDirectory,
-            FileType::BlockDevice => device(&stat)?,
+            FileType::BlockDevice => return device(&stat, known),
             FileType::Symlink => match self.stat(name, AtFlags::empty()) {
                 Ok(target) => match file_type(&target) {
                     FileType::Directory => Observed::LinkToDirectory,
-                    FileType::BlockDevice => device(&target)?,
+                    FileType::BlockDevice => return device(&target, known),
                     other => Observed::Other(description(other)),
                 },
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Observed::DanglingLink,
@@ -105,46 +112,37 @@ impl OpenDirectory {
         Ok(rustix::fs::statx(&self.fd, name, flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC, mask)?)
     }
 
-    fn mount_point(&self, name: &OsStr, mounts: &MountTable) -> io::Result<Observed> {
+    fn mount_point(&self, name: &OsStr, mounts: &MountTable) -> io::Result<Sighting> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;
         let usage = rustix::fs::fstatfs(&fd)?;
         let bytes = u64::try_from(usage.f_bsize).map_err(io::Error::other)?.saturating_mul(usage.f_blocks);
-        Ok(Observed::MountPoint(Sighting::new(mount_identity(&stat_fd(&fd)?, mounts), bytes)))
+        let sysfs = Sysfs::host();
+        let mount = identity::of_mount(&sysfs, &fd, &identity::stat_fd(&fd)?, mounts)?;
+        let below = identity::below_mount(&sysfs, &mount).into();
+        Ok(Sighting { below, ..Sighting::new(Identity::Mount(mount), bytes) })
     }
 }
 
-/// The identity of a mounted directory from its stat (with `STATX_MNT_ID`) and the
-/// mount table.
-#[must_use]
-pub fn mount_identity(stat: &Statx, mounts: &MountTable) -> Identity {
-    Identity::Mount(MountIdentity {
-        boot: None,
-        device: DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor },
-        root: mounts.get(stat.stx_mnt_id).map(|mount| String::from_utf8_lossy(&mount.root).into()),
-        inode: stat.stx_ino,
-    })
-}
-
 /// Size and identity of a block device, from sysfs.
-fn device(stat: &Statx) -> io::Result<Observed> {
+fn device(stat: &Statx, known: Option<&(Key, Observed)>) -> io::Result<(Option<Key>, Observed)> {
     let number = DeviceNumber { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor };
-    let directory = format!("/sys/dev/block/{number}");
-    let sectors = match fs::read_to_string(format!("{directory}/size")) {
-        Ok(text) => text.trim().parse::<u64>().map_err(io::Error::other)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Observed::Failed(format!("the kernel has no block device {number}")));
-        }
-        Err(error) => return Err(error),
-    };
-    // Only whole disks have the file; a partition's parent directory is its disk.
-    let sequence = ["diskseq", "../diskseq"]
-        .iter()
-        .find_map(|file| fs::read_to_string(format!("{directory}/{file}")).ok())
-        .and_then(|text| text.trim().parse().ok());
-    // Sysfs counts in units of 512 bytes whatever the device's block size.
-    let identity = Identity::Device(DeviceIdentity { boot: None, number, sequence });
-    Ok(Observed::Device(Sighting::new(identity, sectors.saturating_mul(512))))
+    let sysfs = Sysfs::host();
+    let missing = || Ok((None, Observed::Failed(format!("the kernel has no block device {number}"))));
+    let Some(block) = sysfs.block(number)? else { return missing() };
+    let key = block.sequence().map(|sequence| Key::Device(number, sequence, block.bytes()));
+    if let Some((last, observed)) = known
+        && Some(*last) == key
+    {
+        return Ok((key, observed.clone()));
+    }
+    let Some(identity) = identity::of_device(&sysfs, number)? else { return missing() };
+    let below: Box<[DeviceNumber]> = sysfs.below(number).into();
+    // What a device-mapper device lies on can change while it stays attached.
+    let is_steady = below.is_empty() || (identity.partition.is_some() && below.len() == 1);
+    let key = key.filter(|_| is_steady);
+    let bytes = identity.bytes;
+    Ok((key, Observed::Device(Sighting { below, ..Sighting::new(Identity::Device(identity), bytes) })))
 }
 
 /// Whether the kernel gave the mount id that is never given again.
@@ -168,13 +166,4 @@ fn description(kind: FileType) -> &'static str {
         FileType::CharacterDevice => "a character device",
         _ => "neither a directory nor a block device",
     }
-}
-
-/// Stats an open file the way [`mount_identity`] needs it.
-///
-/// # Errors
-/// The kernel's answer.
-pub fn stat_fd(fd: impl AsFd) -> io::Result<Statx> {
-    let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::MNT_ID;
-    Ok(rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask)?)
 }

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use crate::discovery::{Entry, Listing, Observed, Snapshot};
 use crate::node::Waker;
 use crate::node::mountinfo::MountTable;
-use crate::node::probe::{self, Fingerprint, MountKey};
+use crate::node::probe::{self, Fingerprint, Key};
 use crate::node::watch::Watches;
 
 /// How long one entry may take before the scan goes on without it; doubled each time
@@ -38,12 +38,12 @@ const REST: (u32, Duration, Duration) = (10, Duration::from_millis(1), Duration:
 type Place = (String, Option<OsString>);
 /// Places with a thread stuck in each.
 type Hung = Arc<Mutex<HashSet<Place>>>;
-type Known = HashMap<(String, OsString), (MountKey, Observed)>;
+type Known = HashMap<(String, OsString), (Key, Observed)>;
 
 /// What a worker reports, in the order of its work.
 enum Report {
     Listed(io::Result<(Fingerprint, Vec<OsString>)>),
-    Probed(Option<MountKey>, Observed),
+    Probed(Option<Key>, Observed),
 }
 
 /// Starts the thread that takes snapshots; it ends with the process.

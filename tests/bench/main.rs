@@ -12,6 +12,7 @@ mod footprint;
 mod latency;
 mod site;
 mod table;
+mod tree;
 mod witness;
 
 use std::fs;
@@ -38,6 +39,9 @@ fn main() {
         if is_wanted("footprint") {
             let plane = ControlPlane::start(Options { audit: true });
             footprint::measure(&plane, &mut table).await;
+        }
+        if is_wanted("tree") {
+            tree::measure(&mut table);
         }
         table.note(&format!("load average after: {}", load()));
     });

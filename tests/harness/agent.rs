@@ -28,6 +28,8 @@ pub struct AgentOptions<'a> {
     pub config: &'a [(&'a str, &'a str)],
     /// Further arguments of `mooring agent`.
     pub args: &'a [&'a str],
+    /// Whether it runs without a state directory.
+    pub stateless: bool,
     /// Further environment variables; they win over the harness's own.
     pub env: &'a [(&'a str, &'a str)],
     /// The program, where Cargo does not name it (a demo): else `MOORING_BIN`, else Cargo's.
@@ -49,6 +51,9 @@ impl Agent {
         let mut command = launch::command_line(&launch::binary(options.binary));
         command.arg("agent").arg("--config-dir").arg(config.path());
         command.args(["--listen-address", "127.0.0.1:0", "--log-format", "json"]).args(options.args);
+        if !options.stateless {
+            command.arg("--state-dir").arg(node.state_dir());
+        }
         command.env("MY_NODE_NAME", node.name()).env("MY_NAMESPACE", rbac::NAMESPACE);
         command.env("KUBECONFIG", node.kubeconfig()).envs(options.env.iter().copied()).stdin(Stdio::null());
         let lines = Arc::default();

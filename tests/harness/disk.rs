@@ -2,16 +2,19 @@
 //! All need root and a mount namespace of their own.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use super::scratch::{Scratch, mounts_below, unique};
 
@@ -41,6 +44,13 @@ fn mount_tmpfs(path: &Path, bytes: u64) {
     let options = format!("size={bytes}");
     mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
         .unwrap_or_else(|error| panic!("cannot mount a tmpfs at {}: {error}", path.display()));
+}
+
+/// Mounts a ramfs, in whose files no holes can be punched.
+pub fn ramfs(path: &Path) {
+    fs::create_dir_all(path).expect("a mount point can be made");
+    mount(Some("ramfs"), path, Some("ramfs"), MsFlags::empty(), None::<&str>)
+        .unwrap_or_else(|error| panic!("cannot mount a ramfs at {}: {error}", path.display()));
 }
 
 /// Mounts a directory at another place.
@@ -92,7 +102,7 @@ pub struct LoopDisk {
     pub device: PathBuf,
     /// The file with its content.
     pub backing: PathBuf,
-    holder: File,
+    _holder: InFlight,
     scratch: Option<Scratch>,
 }
 
@@ -102,13 +112,54 @@ impl LoopDisk {
         Self::attach(sparse_file(dir, bytes))
     }
 
+    /// A new disk with partitions, by a script for sfdisk.
+    pub fn partitioned(dir: &Path, bytes: u64, script: &str) -> Self {
+        let disk = Self::new(dir, bytes);
+        disk.write_table(script);
+        // Some kernels read no tables themselves; the end of the disk is the partitions' end.
+        run(Command::new("partx").arg("--update").arg(&disk.device));
+        disk
+    }
+
+    /// Writes a partition table, by a script for sfdisk; the kernel does not look at it.
+    pub fn write_table(&self, script: &str) {
+        let mut sfdisk = Command::new("sfdisk");
+        sfdisk.args(["--quiet", "--no-reread", "--no-tell-kernel"]).arg(&self.device).stdin(Stdio::piped());
+        let mut child = sfdisk.spawn().expect("sfdisk can be run");
+        child.stdin.take().expect("it is piped").write_all(script.as_bytes()).expect("it reads its script");
+        assert!(child.wait().expect("sfdisk ends").success(), "{script}");
+    }
+
+    /// The node of a partition.
+    pub fn partition(&self, number: u32) -> PathBuf {
+        PathBuf::from(format!("{}p{number}", self.device.display()))
+    }
+
     /// A disk with the content of a file.
     pub fn attach(backing: PathBuf) -> Self {
-        let device = PathBuf::from(run(Command::new("losetup").args(["--find", "--show"]).arg(&backing)));
-        let holder = File::open(&device).expect("a loop device that was just made can be opened");
-        // With an open descriptor the kernel detaches only at the last close.
+        Self::attach_with_blocks(backing, 512)
+    }
+
+    /// As [`attach`](Self::attach), with logical blocks of that size.
+    pub fn attach_with_blocks(backing: PathBuf, block: u32) -> Self {
+        // With `--partscan` its partitions go when it does.
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--partscan", "--find", "--show", "--sector-size"]).arg(block.to_string()).arg(&backing);
+        let device = PathBuf::from(run(&mut losetup));
+        Self::hold(device, backing)
+    }
+
+    /// As [`attach`](Self::attach), under a number that must be free: `None` when it is not.
+    pub fn attach_at(device: &Path, backing: PathBuf) -> Option<Self> {
+        let output = Command::new("losetup").arg("--partscan").arg(device).arg(&backing).output();
+        output.expect("losetup can be run").status.success().then(|| Self::hold(device.to_owned(), backing))
+    }
+
+    fn hold(device: PathBuf, backing: PathBuf) -> Self {
+        let holder = InFlight::new(&File::open(&device).expect("a loop device that was just made can be opened"));
+        // While it is open the kernel does not detach it; it does at the last close.
         run(Command::new("losetup").arg("--detach").arg(&device));
-        Self { device, backing, holder, scratch: None }
+        Self { device, backing, _holder: holder, scratch: None }
     }
 
     /// Whether the device is still on this disk's file.
@@ -118,13 +169,24 @@ impl LoopDisk {
 
     /// Makes an ext4 filesystem on it.
     pub fn format_ext4(&self) {
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&self.device));
+        self.format("ext4");
+    }
+
+    /// Makes a filesystem on it: ext4, xfs or btrfs.
+    pub fn format(&self, kind: &str) {
+        let force = if kind == "ext4" { "-F" } else { "-f" };
+        run(Command::new(format!("mkfs.{kind}")).args(["-q", force]).arg(&self.device));
     }
 
     /// Mounts the filesystem that is on it.
     pub fn mount_ext4(&self, path: &Path) {
+        self.mount("ext4", path);
+    }
+
+    /// Mounts the filesystem of that kind that is on it.
+    pub fn mount(&self, kind: &str, path: &Path) {
         fs::create_dir_all(path).expect("a mount point can be made");
-        mount(Some(&self.device), path, Some(Path::new("ext4")), MsFlags::empty(), None::<&Path>)
+        mount(Some(&self.device), path, Some(Path::new(kind)), MsFlags::empty(), None::<&Path>)
             .unwrap_or_else(|error| panic!("cannot mount {} at {}: {error}", self.device.display(), path.display()));
     }
 
@@ -164,6 +226,23 @@ impl LoopDisk {
     }
 }
 
+/// Keeps a file open on its way through a socket: as long as this process lives, but not
+/// among its descriptors, where an agent would take us for a user of the disk.
+struct InFlight {
+    _sockets: (UnixDatagram, UnixDatagram),
+}
+
+impl InFlight {
+    fn new(file: &File) -> Self {
+        let sockets = UnixDatagram::pair().expect("a pair of sockets can be had");
+        let rights = [file.as_raw_fd()];
+        let message = [ControlMessage::ScmRights(&rights)];
+        let sent = sendmsg::<()>(sockets.0.as_raw_fd(), &[IoSlice::new(b".")], &message, MsgFlags::empty(), None);
+        sent.expect("a descriptor can be sent");
+        Self { _sockets: sockets }
+    }
+}
+
 /// Whether a loop device is on that file.
 pub fn is_attached(device: &Path, backing: &Path) -> bool {
     let name = device.file_name().expect("a device node has a name");
@@ -180,7 +259,8 @@ fn sparse_file(dir: &Path, bytes: u64) -> PathBuf {
     path
 }
 
-fn run(command: &mut Command) -> String {
+/// Runs a program that must succeed, and returns what it says.
+pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim_end().to_owned()

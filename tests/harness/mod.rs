@@ -26,6 +26,7 @@ pub mod scratch;
 pub mod supervisor;
 pub mod throttle;
 pub mod volumes;
+pub mod zram;
 
 pub use agent::{Agent, AgentOptions};
 pub use audit::AuditEntry;

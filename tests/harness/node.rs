@@ -95,6 +95,11 @@ impl TestNode {
         self.scratch.path()
     }
 
+    /// Where its agents keep their ledger.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir().join("state")
+    }
+
     /// A shared tmpfs of its own, for what the agent is to see (a plain directory when not root).
     pub fn root(&self) -> &Path {
         &self.root

@@ -13,11 +13,14 @@ pub const NAMESPACE: &str = "mooring-system";
 /// The agent's `ServiceAccount` in it.
 pub const SERVICE_ACCOUNT: &str = "mooring";
 
-/// Applies `deploy/manifests/rbac.yaml` and returns once the rights are in force.
+/// Applies the agent's rights and the admission policy of `deploy/manifests`, and returns
+/// once the rights are in force.
 pub async fn apply(client: &kube::Client) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests/rbac.yaml");
-    let text = std::fs::read_to_string(path).expect("the manifest of the agent's rights is there");
-    apply_manifest(client, &text).await;
+    for file in ["rbac.yaml", "policy.yaml"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests").join(file);
+        let text = std::fs::read_to_string(path).expect("the manifests are there");
+        apply_manifest(client, &text).await;
+    }
     // The authorizer learns of new roles by a watch of its own.
     let deadline = Instant::now() + Duration::from_secs(10);
     while !may_list_volumes(client).await {

@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use mooring::config::Config;
 use mooring::discovery::{Entry, Listing, Observed, Sighting, Snapshot, discover};
 use mooring::identity::{DeviceIdentity, DeviceNumber, Identity, MountIdentity};
+use mooring::ledger::Ledger;
 use mooring::memory::Memory;
 use mooring::plan::{Action, World, plan};
 use mooring::pv;
@@ -37,8 +39,8 @@ fn strings(value: &Value) -> BTreeMap<String, String> {
     pairs.map(|(key, value)| (key.clone(), value.as_str().expect("a label is text").to_owned())).collect()
 }
 
-fn observed(kind: &str, bytes: u64) -> Observed {
-    let number = DeviceNumber { major: 7, minor: 1 };
+fn observed(kind: &str, bytes: u64, minor: u32) -> Observed {
+    let number = DeviceNumber { major: 7, minor };
     match kind {
         "tmpfs" => {
             let identity = MountIdentity { device: number, inode: 1, ..MountIdentity::default() };
@@ -67,6 +69,7 @@ fn ours(case: &Value) -> Vec<Value> {
         uid: "NODE-UID".to_owned(),
         hostname: labels["kubernetes.io/hostname"].clone(),
         labels,
+        hold: false,
     };
     let classes = case["storageClasses"].as_array().expect("classes").iter().map(|class| {
         let options = class["mountOptions"].as_array().into_iter().flatten();
@@ -76,9 +79,9 @@ fn ours(case: &Value) -> Vec<Value> {
         };
         (class["metadata"]["name"].as_str().expect("a name").to_owned(), facts)
     });
-    let entries = case["entries"].as_array().expect("entries").iter().map(|entry| Entry {
+    let entries = case["entries"].as_array().expect("entries").iter().zip(1..).map(|(entry, number)| Entry {
         name: entry["name"].as_str().expect("a name").into(),
-        observed: observed(entry["kind"].as_str().expect("a kind"), entry["bytes"].as_u64().expect("a size")),
+        observed: observed(entry["kind"].as_str().expect("a kind"), entry["bytes"].as_u64().expect("a size"), number),
     });
     let snapshot =
         Snapshot { directories: BTreeMap::from([(MOUNT_DIR.to_owned(), Listing::Entries(entries.collect()))]) };
@@ -91,22 +94,27 @@ fn ours(case: &Value) -> Vec<Value> {
         owned: &BTreeMap::new(),
         suspects: &BTreeSet::new(),
         foreign: &BTreeMap::new(),
+        ledger: &Ledger::default(),
+        ledger_trouble: None,
+        durable: true,
         memory: &Memory::default(),
         now: Instant::now(),
+        clock: Timestamp::UNIX_EPOCH,
+        random: 1,
     });
     let mut pvs: Vec<Value> = plan
         .actions
         .iter()
         .map(|action| {
-            let Action::Create(volume) = action else { panic!("only PVs to make are expected, not {action:?}") };
-            without_our_label(serde_json::to_value(pv::encode(volume)).expect("a PV is JSON"))
+            let Action::Create(creation) = action else { panic!("only PVs to make are expected, not {action:?}") };
+            without_our_own(serde_json::to_value(pv::encode(&creation.volume)).expect("a PV is JSON"))
         })
         .collect();
     pvs.sort_by_key(|pv| pv["spec"]["local"]["path"].to_string());
     pvs
 }
 
-fn without_our_label(mut pv: Value) -> Value {
+fn without_our_own(mut pv: Value) -> Value {
     let fields = pv.as_object_mut().expect("a PV is an object");
     fields.remove("apiVersion");
     fields.remove("kind");
@@ -116,6 +124,8 @@ fn without_our_label(mut pv: Value) -> Value {
     if labels.is_empty() {
         metadata.remove("labels");
     }
+    let annotations = metadata["annotations"].as_object_mut().expect("we annotate each PV");
+    annotations.retain(|key, _| !key.starts_with("mooring.dev/"));
     pv
 }
 

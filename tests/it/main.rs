@@ -6,15 +6,24 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod busy;
 mod claim;
 mod common;
 mod docs;
 mod golden;
 mod harness_test;
+mod identity;
 mod outage;
 mod properties;
 mod publish;
 mod reclaim;
 mod restart;
+mod root_facts;
 mod startup;
 mod stop;
+mod wipe_command;
+mod wipe_device;
+mod wipe_interrupted;
+mod wipe_scene;
+mod wipe_signatures;
+mod wipe_tree;

@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
 use mooring::config::Config;
 use mooring::discovery::{Candidate, Finding, Sighting};
-use mooring::identity::{DeviceIdentity, DeviceNumber, Identity};
+use mooring::identity::{DeviceIdentity, DeviceNumber, Identity, Uuid};
+use mooring::ledger::{Entry, Ledger, State};
 use mooring::memory::Memory;
-use mooring::plan::{Action, Plan, World, plan};
-use mooring::pv::{self, Decoded, OwnedPv, Phase, Volume};
+use mooring::plan::{Action, Creation, Plan, World, plan};
+use mooring::pv::{self, Claim, Decoded, OwnedPv, Phase, Volume};
 use mooring::verdict::{Reason, Verdict};
 use mooring::volume::{AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode};
 use proptest::collection::{btree_map, vec};
@@ -37,7 +39,8 @@ fn volume() -> impl Strategy<Value = Volume> {
         vec(text(), 0..3),
         vec((text(), vec(text(), 0..3)), 1..3),
     );
-    (names, rest).prop_map(|((name, provisioner, class, path), rest)| {
+    let ours = (btree_map("mooring\\.dev/[a-z]{1,8}", text(), 0..3), option::of((text(), text(), text())));
+    (names, rest, ours).prop_map(|((name, provisioner, class, path), rest, (annotations, claim))| {
         let (labels, owner, fs_type, bytes, [block, retain], access_mode, mount_options, terms) = rest;
         let term = |(key, values)| NodeSelectorTerm {
             match_expressions: Some(vec![NodeSelectorRequirement { key, operator: "In".into(), values: Some(values) }]),
@@ -57,6 +60,12 @@ fn volume() -> impl Strategy<Value = Volume> {
             reclaim_policy: if retain { ReclaimPolicy::Retain } else { ReclaimPolicy::Delete },
             mount_options,
             affinity: terms.into_iter().map(term).collect(),
+            annotations,
+            claim: claim.map(|(namespace, name, uid)| Claim {
+                namespace: namespace.into(),
+                name: name.into(),
+                uid: uid.into(),
+            }),
         }
     })
 }
@@ -80,10 +89,11 @@ struct Scene {
     suspects: BTreeSet<String>,
     foreign: BTreeMap<String, String>,
     classes: BTreeMap<String, StorageClassFacts>,
+    ledger: Ledger,
 }
 
 fn node() -> NodeFacts {
-    NodeFacts { name: "n1".into(), uid: "node-uid".into(), hostname: "n1".into(), labels: BTreeMap::new() }
+    NodeFacts { name: "n1".into(), uid: "node-uid".into(), hostname: "n1".into(), labels: BTreeMap::new(), hold: false }
 }
 
 /// Classes a and b share a directory, c has its own.
@@ -92,10 +102,15 @@ fn config() -> Config {
     Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map.to_owned())])).expect("the config is valid")
 }
 
-fn candidate() -> Candidate {
-    let number = DeviceNumber { major: 7, minor: 0 };
-    let identity = Identity::Device(DeviceIdentity { number, sequence: Some(1), ..DeviceIdentity::default() });
-    Candidate { sighting: Sighting::new(identity, 1 << 26), capacity: Capacity::rounded_down(1 << 26) }
+/// The disk of an entry: each has its own.
+fn identity(path: &str) -> Identity {
+    let minor = path.bytes().map(u32::from).sum();
+    let number = DeviceNumber { major: 7, minor };
+    Identity::Device(DeviceIdentity { boot: Some(Uuid(1)), number, sequence: Some(1), ..DeviceIdentity::default() })
+}
+
+fn candidate(path: &str) -> Candidate {
+    Candidate { sighting: Sighting::new(identity(path), 1 << 26), capacity: Capacity::rounded_down(1 << 26) }
 }
 
 /// One PV as (class, entry, phase, policy is Retain, fenced, terminating, labelled, suspect).
@@ -119,7 +134,11 @@ fn scene() -> impl Strategy<Value = Scene> {
                     class: class.name.clone(),
                     host_path: class.host_path(&name),
                     selected: class.pattern.matches(&name),
-                    outcome: if *good { Ok(candidate()) } else { Err(Verdict::new(Reason::NotAMountPoint, "")) },
+                    outcome: if *good {
+                        Ok(candidate(&class.host_path(&name)))
+                    } else {
+                        Err(Verdict::new(Reason::NotAMountPoint, ""))
+                    },
                     entry: name,
                 });
             }
@@ -135,6 +154,7 @@ fn scene() -> impl Strategy<Value = Scene> {
                 .filter(|(_, present)| *present)
                 .map(|(name, _)| (name.to_owned(), storage_class()))
                 .collect(),
+            ledger: Ledger::default(),
         };
         pvs.into_iter().for_each(|seed| scene.add_pv(&config, seed));
         scene
@@ -161,7 +181,9 @@ impl Scene {
     ) {
         let class = &config.classes[usize::from(class)];
         let entry = entry_name(entry);
-        let mut volume = pv::volume(config, class, &storage_class(), &node(), &entry, Capacity::rounded_down(1 << 26));
+        let capacity = Capacity::rounded_down(1 << 26);
+        let identity = identity(&class.host_path(&entry));
+        let mut volume = pv::volume(config, class, &storage_class(), &node(), &entry, capacity, &identity);
         if retain {
             volume.reclaim_policy = ReclaimPolicy::Retain;
         }
@@ -173,7 +195,7 @@ impl Scene {
         if suspect {
             self.suspects.insert(volume.name.clone());
         }
-        let mut owned = owned_pv(volume, phases[usize::from(phase)], fenced, terminating);
+        let mut owned = owned_pv(&volume, phases[usize::from(phase)], fenced, terminating);
         owned.labelled = labelled;
         self.owned.insert(owned.name.clone(), owned);
     }
@@ -188,42 +210,72 @@ impl Scene {
             owned: &self.owned,
             suspects: &self.suspects,
             foreign: &self.foreign,
+            ledger: &self.ledger,
+            ledger_trouble: None,
+            durable: true,
             memory: &Memory::default(),
             now: Instant::now(),
+            clock: Timestamp::UNIX_EPOCH,
+            random: 1,
         })
     }
 
-    /// What the API server would have after the actions went well.
-    fn apply(&mut self, actions: &[Action]) {
-        for action in actions {
+    /// What the API server and the ledger would have after the plan was carried out well.
+    fn apply(&mut self, plan: Plan) {
+        plan.records.into_iter().for_each(|entry| self.ledger.insert(entry));
+        for action in plan.actions {
+            let pv = action.pv().to_owned();
             match action {
-                Action::Create(volume) => {
-                    let pv = owned_pv((**volume).clone(), Phase::Available, false, false);
-                    assert!(self.owned.insert(volume.name.clone(), pv).is_none(), "no PV is made over another");
+                Action::Create(creation) => {
+                    let Creation { volume, target } = *creation;
+                    let phase = if volume.claim.is_some() { Phase::Released } else { Phase::Available };
+                    let owned = owned_pv(&volume, phase, false, false);
+                    assert!(self.owned.insert(pv, owned).is_none(), "no PV is made over another");
+                    self.ledger.insert(*target.record);
                 }
-                Action::Adopt { pv, .. } => {
-                    self.owned.get_mut(pv).expect("it is ours").labelled = true;
+                Action::Adopt(adoption) => {
+                    let owned = self.owned.get_mut(&pv).expect("it is ours");
+                    owned.labelled = true;
+                    owned.identity = adoption.identity.or(owned.identity.take());
                 }
-                Action::LookAgain { pv } => _ = self.suspects.remove(pv),
-                Action::Reclaim(target) => _ = self.owned.remove(&target.pv),
+                Action::LookAgain { pv } => _ = self.suspects.remove(&pv),
+                Action::Grow { to, .. } => self.owned.get_mut(&pv).expect("it is ours").capacity = Some(to),
+                Action::Keep(_) => self.owned.get_mut(&pv).expect("it is ours").phase = Phase::Available,
+                Action::Withdraw { entry, .. } => {
+                    self.owned.remove(&pv);
+                    entry.into_iter().for_each(|entry| self.ledger.insert(*entry));
+                }
+                Action::Retire { entry, .. } => {
+                    self.owned.remove(&pv);
+                    self.ledger.insert(*entry);
+                }
+                Action::FreeIfBlank { target, .. } | Action::Reclaim(target) => {
+                    self.owned.remove(&pv);
+                    self.ledger.insert(Entry { state: State::Clean, ..*target.record });
+                }
             }
         }
     }
 }
 
-fn owned_pv(volume: Volume, phase: Phase, fenced: bool, terminating: bool) -> OwnedPv {
-    OwnedPv {
-        uid: format!("uid-{}", volume.name),
-        name: volume.name,
-        class: volume.class,
-        path: volume.path,
-        reclaim_policy: volume.reclaim_policy,
-        labelled: true,
-        resource_version: "1".to_owned(),
-        phase,
-        terminating,
-        fenced,
-        free_of_finalizers: !fenced,
+/// A PV whose volume is to be wiped now.
+pub fn fenced_pv() -> OwnedPv {
+    let config = config();
+    let class = &config.classes[0];
+    let capacity = Capacity::rounded_down(1 << 26);
+    let volume = pv::volume(&config, class, &storage_class(), &node(), "e", capacity, &identity("e"));
+    owned_pv(&volume, Phase::Released, true, true)
+}
+
+fn owned_pv(volume: &Volume, phase: Phase, fenced: bool, terminating: bool) -> OwnedPv {
+    let mut object = pv::encode(volume);
+    object.metadata.uid = Some(format!("uid-{}", volume.name));
+    object.metadata.resource_version = Some("1".to_owned());
+    match pv::sort(&object, &node(), false) {
+        Decoded::Owned(owned) => {
+            OwnedPv { labelled: true, phase, fenced, terminating, free_of_finalizers: !fenced, ..*owned }
+        }
+        other => panic!("a PV of ours, not {other:?}"),
     }
 }
 
@@ -237,9 +289,9 @@ proptest! {
     fn a_plan_that_was_carried_out_leaves_nothing_to_do(scene in scene()) {
         let mut scene = scene;
         // A look again shows what is to be done, a reclaim frees the path for a new PV.
-        for _ in 0..4 {
-            let actions = scene.plan().actions;
-            scene.apply(&actions);
+        for _ in 0..6 {
+            let plan = scene.plan();
+            scene.apply(plan);
         }
         prop_assert_eq!(scene.plan().actions, []);
     }
@@ -251,14 +303,24 @@ proptest! {
             let pv = action.pv().to_owned();
             prop_assert!(!foreign_pvs.contains(&pv));
             match action {
-                Action::Create(volume) => {
+                Action::Create(creation) => {
+                    let volume = &creation.volume;
                     prop_assert!(!scene.owned.contains_key(&pv));
                     prop_assert!(!scene.foreign.contains_key(&volume.path));
                     prop_assert!(scene.owned.values().all(|owned| owned.path != volume.path));
-                    let found = scene.findings.iter().any(|finding| offers(finding, &volume));
+                    let found = scene.findings.iter().any(|finding| offers(finding, volume));
                     prop_assert!(found);
                 }
-                Action::Adopt { uid, .. } => prop_assert_eq!(&uid, &scene.owned[&pv].uid),
+                Action::Adopt(adoption) => prop_assert_eq!(&adoption.pv.uid, &scene.owned[&pv].uid),
+                Action::Grow { .. } => prop_assert!(false, "nothing has grown"),
+                Action::Withdraw { pv: unclaimed, .. } => {
+                    let owned = &scene.owned[&pv];
+                    prop_assert!(owned.phase == Phase::Available && owned.claim.is_none() && !owned.terminating);
+                    prop_assert_eq!(&unclaimed.seen().uid, &owned.uid);
+                }
+                Action::Keep(_) | Action::Retire { .. } | Action::FreeIfBlank { .. } => {
+                    prop_assert!(false, "nobody has asked for it");
+                }
                 Action::LookAgain { .. } => prop_assert!(scene.suspects.contains(&pv)),
                 Action::Reclaim(target) => {
                     let owned = &scene.owned[&pv];
@@ -280,7 +342,7 @@ proptest! {
         let pvs: Vec<&str> = plan.actions.iter().map(Action::pv).collect();
         prop_assert_eq!(pvs.iter().collect::<BTreeSet<_>>().len(), pvs.len());
         let paths: Vec<&String> = plan.actions.iter().filter_map(|action| match action {
-            Action::Create(volume) => Some(&volume.path),
+            Action::Create(creation) => Some(&creation.volume.path),
             _ => None,
         }).collect();
         prop_assert_eq!(paths.iter().collect::<BTreeSet<_>>().len(), paths.len());
@@ -293,7 +355,7 @@ proptest! {
     #[test]
     fn only_a_pv_that_is_signed_by_us_is_ours(signature in "local-volume-provisioner-n1(-node-uid|-other|)", label in option::of("n[12]"), name_only in any::<bool>()) {
         let class = config().classes[0].clone();
-        let mut volume = pv::volume(&config(), &class, &storage_class(), &node(), "e", Capacity::rounded_down(4096));
+        let mut volume = pv::volume(&config(), &class, &storage_class(), &node(), "e", Capacity::rounded_down(4096), &identity("e"));
         volume.provisioner.clone_from(&signature);
         if let Some(label) = &label {
             volume.labels.insert("kubernetes.io/hostname".to_owned(), label.clone());

@@ -1,0 +1,91 @@
+//! The brake on mass release. When most of a node's claims vanish within a minute, it
+//! is more likely that the API server's data was restored from a backup than that all
+//! the tenants left at once, and wiping them would turn a mistake into a loss.
+
+use std::time::Duration;
+
+/// So many must be released at once, at least.
+const LEAST: usize = 10;
+/// "At once": within this time, in seconds.
+const WINDOW: i64 = 60;
+/// How long nothing of it is wiped.
+pub const HOLD: Duration = Duration::from_secs(300);
+
+/// A mass release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Brake {
+    /// When the first of its volumes was released, in seconds since 1970.
+    pub from: i64,
+    /// When the last of them was.
+    pub to: i64,
+    /// How many there are.
+    pub released: usize,
+    /// How many volumes were bound before.
+    pub of: usize,
+}
+
+impl Brake {
+    /// Finds the last time when at least ten, and more than half, of the bound volumes were
+    /// released within a minute. `released` are the times of all releases that are known,
+    /// in seconds since 1970; `bound` volumes are bound now.
+    #[must_use]
+    pub fn find(bound: usize, mut released: Vec<i64>) -> Option<Self> {
+        if released.len() < LEAST {
+            return None;
+        }
+        released.sort_unstable();
+        let mut found = None;
+        let mut start = 0;
+        for (end, to) in released.iter().copied().enumerate() {
+            while released[start] < to - WINDOW {
+                start += 1;
+            }
+            let count = end + 1 - start;
+            // What was released after this was bound then.
+            let of = bound + released.len() - start;
+            if count >= LEAST && count * 2 > of {
+                found = Some(Self { from: released[start], to, released: count, of });
+            }
+        }
+        found
+    }
+
+    /// When a volume that was released at `since` may be wiped, if the brake holds it:
+    /// seconds since 1970.
+    #[must_use]
+    pub fn holds_until(&self, since: i64) -> Option<i64> {
+        let hold = i64::try_from(HOLD.as_secs()).expect("a few minutes");
+        (self.from..=self.to).contains(&since).then_some(self.to + hold)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_volumes_released_within_a_minute_are_held() {
+        let releases = |count: i64| (0..count).map(|number| 1_000 + number * 5).collect::<Vec<_>>();
+        let brake = Brake::find(5, releases(12)).expect("12 of 17 within a minute");
+        assert_eq!((brake.released, brake.of), (12, 17));
+        assert_eq!(brake.holds_until(1_055), Some(1_355));
+        assert_eq!(brake.holds_until(1_000), Some(1_355));
+        assert_eq!(brake.holds_until(999), None);
+        assert_eq!(brake.holds_until(1_056), None);
+        for (bound, releases, why) in [
+            (0, releases(9), "fewer than ten"),
+            (12, releases(12), "no more than half"),
+            (0, (0..30).map(|number| number * 10).collect(), "one each ten seconds"),
+            (1_000, Vec::new(), "none"),
+        ] {
+            assert_eq!(Brake::find(bound, releases), None, "{why}");
+        }
+    }
+
+    #[test]
+    fn volumes_released_long_before_do_not_count() {
+        let mut releases: Vec<i64> = (0..8).collect();
+        releases.extend([1_000; 5]);
+        assert_eq!(Brake::find(0, releases), None);
+    }
+}

@@ -1,0 +1,292 @@
+//! The reclaim of a Released PV: fence, delete, claim, wipe, verify, remove. After each
+//! step the API server is asked again, and [`reclaim::next_step`] decides anew.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+use tracing::{debug, info, warn};
+
+use super::{Done, Ended, Tools, on_thread, thread_name};
+use crate::cluster::ApiError;
+use crate::controller::scribe::Record;
+use crate::controller::turns::{Place, Turn};
+use crate::deleter::{self, Control, Job, MarkId, Receipt, Verified, Warrant, WipeError};
+use crate::events::Event;
+use crate::ledger::{self, State};
+use crate::memory::backoff;
+use crate::metrics::OutcomeLabels;
+use crate::plan::Target;
+use crate::pv::{self, Claim};
+use crate::reclaim::{self, Fence, Step};
+
+/// A reclaim that has not come to an end after this many steps is given back to the
+/// controller.
+const MAX_STEPS: usize = 30;
+/// A wipe that makes no progress for this long gives its turn to others.
+const STANDSTILL: Duration = Duration::from_secs(30);
+/// How often a wipe's progress is looked at, and noted on its PV.
+const LOOK: Duration = Duration::from_secs(5);
+const NOTE: Duration = Duration::from_secs(10);
+/// Waits while the API server does not answer in the middle of a reclaim.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+impl Tools {
+    /// Wipes the volume of a Released PV and removes the PV.
+    pub async fn reclaim(mut self, target: Target, place: Place, control: Arc<Control>) -> Done {
+        let pv = target.pv.clone();
+        let ended = match self.wipe_and_remove(&target, &place, &control).await {
+            Ok(last) => last.map_or(Ended::IsGone, |pv| Ended::Is(Box::new(pv))),
+            Err(ended) => ended,
+        };
+        if let Ended::NotWiped(error) = &ended
+            && !matches!(error, WipeError::Cancelled | WipeError::Busy(_))
+        {
+            self.events.send(Event::failed_delete(&target, error));
+        }
+        Done { pv, ended }
+    }
+
+    async fn wipe_and_remove(
+        &mut self,
+        target: &Target,
+        place: &Place,
+        control: &Arc<Control>,
+    ) -> Result<Option<PersistentVolume>, Ended> {
+        // While somebody uses the volume, or it is another one, nobody need be asked.
+        self.inspect(target, control).await?;
+        let mut verified: Option<Verified> = None;
+        let mut turn: Option<Turn> = None;
+        let mut now = self.look(&target.pv).await?;
+        for _ in 0..MAX_STEPS {
+            let owned = now.as_ref().and_then(|pv| self.owned(pv));
+            let step = reclaim::next_step(owned.as_ref(), &target.uid, verified.is_some());
+            debug!(pv = target.pv, ?step, "Reclaim");
+            now = match (step, owned) {
+                (Step::Fence, Some(owned)) => {
+                    let fenced = self.cluster.fence(&owned).await.map(Some);
+                    self.after(&target.pv, fenced).await?
+                }
+                (Step::Delete, Some(owned)) => {
+                    let deleted = self.cluster.delete_fenced(&owned).await;
+                    self.after(&target.pv, deleted).await?
+                }
+                (Step::Unfence, Some(owned)) => {
+                    let unfenced = self.cluster.unfence(&owned).await.map(Some);
+                    self.after(&target.pv, unfenced).await?
+                }
+                (Step::Wipe(fence), Some(owned)) => match turn.take() {
+                    Some(turn) => {
+                        let root = now.as_ref().and_then(|pv| pv::annotation(pv, pv::ROOT)).map(ToOwned::to_owned);
+                        let claim = owned.claim.as_deref().cloned();
+                        verified = Some(self.wipe(fence, target, root, claim, control, turn).await?);
+                        now
+                    }
+                    None => {
+                        turn = Some(self.turn(place).await?);
+                        // The wait may have been long: what was seen before it is old.
+                        self.look(&target.pv).await?
+                    }
+                },
+                (Step::Remove, _) => {
+                    let warrant = Warrant::Wiped(verified.take().expect("removal follows verification"));
+                    return self.remove(warrant, &target.pv).await;
+                }
+                _ => return Ok(now),
+            };
+        }
+        Err(Ended::Api(ApiError::Conflict("it changes faster than it can be reclaimed".to_owned())))
+    }
+
+    /// The PV as it is now; waits for as long as the API server does not answer.
+    async fn look(&mut self, pv: &str) -> Result<Option<PersistentVolume>, Ended> {
+        let mut failures = 0;
+        loop {
+            match self.cluster.get(pv).await {
+                Err(ApiError::Unknown(_)) => self.pause(failures).await?,
+                answer => return answer.map_err(Ended::Api),
+            }
+            failures += 1;
+        }
+    }
+
+    /// The PV after a write: the answer, or a fresh look when that leaves it open.
+    async fn after(
+        &mut self,
+        pv: &str,
+        answer: Result<Option<PersistentVolume>, ApiError>,
+    ) -> Result<Option<PersistentVolume>, Ended> {
+        match answer {
+            Ok(Some(now)) => Ok(Some(now)),
+            Ok(None) | Err(ApiError::Conflict(_)) => self.look(pv).await,
+            Err(ApiError::Unknown(_)) => {
+                self.pause(0).await?;
+                self.look(pv).await
+            }
+            Err(ApiError::NotFound) => Ok(None),
+            Err(error) => Err(Ended::Api(error)),
+        }
+    }
+
+    async fn inspect(&self, target: &Target, control: &Arc<Control>) -> Result<(), Ended> {
+        let volume = target.clone();
+        on_thread(deleter::spawn(&thread_name(&target.pv), control, move |_| deleter::inspect(&volume))).await
+    }
+
+    /// Waits for leave to wipe.
+    async fn turn(&mut self, place: &Place) -> Result<Turn, Ended> {
+        tokio::select! {
+            turn = place.wait() => Ok(turn),
+            _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
+        }
+    }
+
+    /// Wipes and verifies, with the ledger a step ahead: it says so before the first byte
+    /// goes, and that the volume is clean before its PV does.
+    async fn wipe(
+        &self,
+        fence: Fence,
+        target: &Target,
+        root: Option<String>,
+        claim: Option<Claim>,
+        control: &Arc<Control>,
+        turn: Turn,
+    ) -> Result<Verified, Ended> {
+        let mut entry = (*target.record).clone();
+        let rules = target.rules.clone();
+        let resume = entry.resume_point(&rules);
+        let (pv, uid) = (target.pv.as_str().into(), target.uid.as_str().into());
+        let method = rules.method.to_string().into();
+        entry.state = State::Wiping { pv, uid, claim: claim.clone(), method, cursor: resume };
+        self.scribe.record(entry.clone()).await.map_err(Ended::Ledger)?;
+        self.events.send(Event::wipe_begins(target));
+        info!(
+            pv = target.pv,
+            entry = target.entry,
+            method = rules.method.as_str(),
+            resumed = resume.is_some(),
+            "Wipe begins"
+        );
+        let start = Instant::now();
+        let mut journal = Record::new(self.scribe.clone(), entry.clone());
+        let (volume, fence_of_thread) = (target.clone(), fence.clone());
+        let mark = MarkId(entry.id.0);
+        let root = entry.root.as_deref().or(root.as_deref()).and_then(|text| serde_json::from_str(text).ok());
+        let work = move |control: &Control| {
+            let claimed = deleter::claim(fence_of_thread, &volume)?;
+            let node = format!("{}/{}", volume.mount_dir, volume.entry);
+            let (rules, root, journal) = (&rules, root.as_ref(), &mut journal);
+            deleter::wipe(claimed, Job { rules, mark, from: resume, node: &node, root, journal }, control)
+        };
+        let thread = on_thread(deleter::spawn(&thread_name(&target.pv), control, work));
+        let result = self.watch_over(thread, &fence, control, turn).await;
+        let outcome = match &result {
+            Ok(_) => "success",
+            Err(Ended::NotWiped(WipeError::Cancelled)) => "cancelled",
+            Err(_) => "failed",
+        };
+        self.metrics.wipes.get_or_create(&OutcomeLabels { outcome }).inc();
+        let verified = result?;
+        let receipt = verified.receipt();
+        let seconds = start.elapsed().as_secs_f64();
+        self.metrics.wipe_seconds.observe(seconds);
+        let Receipt { method, bytes, verification, .. } = *receipt;
+        info!(
+            pv = target.pv,
+            entry = target.entry,
+            method,
+            bytes,
+            seconds,
+            verification,
+            "Volume is wiped and verified"
+        );
+        entry.state = State::Clean;
+        entry.as_of = jiff::Timestamp::now();
+        entry.sign(ledger::Receipt {
+            at: entry.as_of,
+            method: method.into(),
+            amount: bytes,
+            seconds,
+            verification: verification.into(),
+            identity: entry.identity.digest().into(),
+            claim,
+            pv: target.pv.as_str().into(),
+            uid: target.uid.as_str().into(),
+        });
+        self.events.send(Event::wiped(target, receipt, seconds));
+        self.scribe.record(entry).await.map_err(Ended::Ledger)?;
+        Ok(verified)
+    }
+
+    /// Waits for the thread that wipes; notes its progress on the PV, and gives its turn
+    /// away when it stands still.
+    async fn watch_over(
+        &self,
+        thread: impl Future<Output = Result<Verified, Ended>>,
+        fence: &Fence,
+        control: &Control,
+        turn: Turn,
+    ) -> Result<Verified, Ended> {
+        let mut thread = std::pin::pin!(thread);
+        let mut turn = Some(turn);
+        let begun = Instant::now();
+        let mut moved = (control.progress(), begun);
+        let mut noted = begun;
+        loop {
+            tokio::select! {
+                result = &mut thread => return result,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            if control.progress() != moved.0 {
+                moved = (control.progress(), Instant::now());
+            } else if moved.1.elapsed() >= STANDSTILL && turn.take().is_some() {
+                warn!(pv = fence.pv(), "The wipe stands still; others no longer wait for it");
+            }
+            if noted.elapsed() >= NOTE {
+                noted = Instant::now();
+                let text = describe(control, begun.elapsed());
+                info!(pv = fence.pv(), progress = text, "Wipe goes on");
+                if let Err(error) = self.cluster.note_progress(fence, &text).await {
+                    debug!(pv = fence.pv(), %error, "Progress is not noted on the PV");
+                }
+            }
+        }
+    }
+
+    /// Removes the PV, for as long as it takes to be sure of it: the wipe is done, and
+    /// would have to be done again.
+    async fn remove(&mut self, warrant: Warrant, pv: &str) -> Result<Option<PersistentVolume>, Ended> {
+        let mut failures = 0;
+        loop {
+            match self.cluster.remove(&warrant).await {
+                Ok(last) => return Ok(last),
+                Err(ApiError::NotFound) => return Ok(None),
+                // A uid that does not match is a conflict: another PV has the name now.
+                Err(ApiError::Conflict(_)) => return self.look(pv).await,
+                Err(ApiError::Unknown(_)) => self.pause(failures).await?,
+                Err(error) => return Err(Ended::Api(error)),
+            }
+            failures += 1;
+        }
+    }
+
+    async fn pause(&mut self, failures: u32) -> Result<(), Ended> {
+        tokio::select! {
+            () = tokio::time::sleep(backoff(RETRY, failures, fastrand::f64())) => Ok(()),
+            _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
+        }
+    }
+}
+
+/// How far a wipe is, for people to read.
+fn describe(control: &Control, after: Duration) -> String {
+    let (done, total) = control.progress();
+    let phase = control.phase().as_str();
+    let rate = done as f64 / after.as_secs_f64();
+    if total == 0 || done == 0 {
+        return format!("{phase}, {done} done");
+    }
+    let percent = done.saturating_mul(100) / total;
+    let left = total.saturating_sub(done) as f64 / rate;
+    format!("{phase}, {percent} % of {total} bytes, {:.0} MB/s, {left:.0} s left", rate / 1e6)
+}

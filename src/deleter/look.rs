@@ -1,0 +1,67 @@
+//! Looks at a volume without changing it: before it is offered, and while it is
+//! quarantined.
+
+use super::claim::{Intent, open};
+use super::{Control, MarkId, OpenVolume, WipeError, root, tree, verify, wipe};
+use crate::plan::Target;
+use crate::pv::Seen;
+use crate::root::RootFacts;
+
+/// What is to be known of a volume before it is offered.
+#[derive(Debug)]
+pub struct Offerable {
+    /// Of a directory: what its root is like. `None` when the kernel does not tell.
+    pub root: Option<RootFacts>,
+    /// Of a device: the mark of a wipe that has not ended.
+    pub mark: Option<MarkId>,
+}
+
+/// Looks at a volume that is about to be offered.
+///
+/// # Errors
+/// It is another one by now, or the ends of a device can't be read.
+pub fn look(target: &Target) -> Result<Offerable, WipeError> {
+    match open(target, Intent::Look)? {
+        OpenVolume::Directory(directory) => Ok(Offerable { root: root::read(&directory).ok(), mark: None }),
+        OpenVolume::Device { fd, bytes } => {
+            let mark = wipe::read_mark(&fd, bytes).map_err(WipeError::io("reading the ends of the device"))?;
+            Ok(Offerable { root: None, mark })
+        }
+    }
+}
+
+/// Proof that nothing was on a quarantined volume while its PV was like this. Only
+/// [`blank`] makes one.
+#[derive(Debug)]
+pub struct Blank(Seen);
+
+impl Blank {
+    /// The PV at that version.
+    #[must_use]
+    pub fn seen(&self) -> &Seen {
+        &self.0
+    }
+}
+
+/// Makes sure that nothing is on the volume: no entry in a directory, nothing but zeros on
+/// all of a device.
+///
+/// # Errors
+/// [`WipeError::NotBlank`] with what is there, or why it couldn't be read.
+pub fn blank(target: &Target, pv: Seen, control: &Control) -> Result<Blank, WipeError> {
+    match open(target, Intent::Inspect)? {
+        OpenVolume::Directory(directory) => {
+            if let Some(name) = tree::first_entry(&directory)? {
+                return Err(WipeError::NotBlank(format!("{name} is in it")));
+            }
+        }
+        OpenVolume::Device { fd, bytes } => {
+            let device = wipe::Device::new(&fd, bytes)?;
+            match verify::is_zero(&device, control) {
+                Err(WipeError::NotClean(what)) => return Err(WipeError::NotBlank(what)),
+                other => other?,
+            }
+        }
+    }
+    Ok(Blank(pv))
+}

@@ -1,0 +1,107 @@
+//! The passes over all of a device: zeros, random data, and discarding.
+
+use std::io;
+use std::ops::Range;
+
+use rustix::io::Errno;
+
+use super::buffer::Buffer;
+use super::device::{Device, TRANSFER};
+use super::random::RandomStream;
+use super::run::Run;
+use crate::deleter::{Phase, WipeError};
+use crate::node::ioctl;
+
+/// The most that the kernel is told to zero or discard at once; a disk that needs long
+/// for it is asked for less.
+const COMMAND_MAX: u64 = 1 << 30;
+const WRITE_MAX: u64 = TRANSFER as u64;
+
+/// Zeroes the range. With `offload`, by the kernel's BLKZEROOUT, which the disk does by
+/// itself where it can; else by writing every block.
+pub fn zero(run: &mut Run<'_>, pass: u32, range: Range<u64>, offload: bool) -> Result<(), WipeError> {
+    run.control.enter(Phase::Zeroing);
+    let device = run.device;
+    // Without the disk's help the kernel would write zeros too, only slower.
+    let mut offload = offload && device.queue("write_zeroes_max_bytes") > 0;
+    let zeros = Buffer::zeros(TRANSFER);
+    let most = if offload { COMMAND_MAX } else { WRITE_MAX };
+    run.pass(pass, range, most, |chunk| {
+        if offload {
+            match ioctl::zero_out(device.fd(), chunk.start, chunk.end - chunk.start) {
+                Err(error) if is_unsupported(&error) => offload = false,
+                done => return done.map_err(WipeError::at("zeroing", chunk)),
+            }
+        }
+        device.write_zeros(chunk, &zeros, "writing zeros")
+    })
+}
+
+/// Writes random data all over the range.
+pub fn overwrite(run: &mut Run<'_>, pass: u32, range: Range<u64>) -> Result<(), WipeError> {
+    run.control.enter(Phase::Overwriting);
+    let device = run.device;
+    let mut stream = RandomStream::new()?;
+    let mut buffer = Buffer::zeros(TRANSFER);
+    run.pass(pass, range, WRITE_MAX, |chunk| {
+        let part = buffer.part_mut(chunk.end - chunk.start);
+        stream.fill(part);
+        device.write(part, chunk.start, "overwriting")
+    })
+}
+
+/// Tells the disk that the range is not needed. `false` when it can't be told.
+///
+/// A disk may leave what is no whole unit of its own as it is (`discard_granularity`),
+/// and with partitions nobody knows where its units begin: so each chunk begins a unit
+/// before the end of the last one, and a unit at both ends is written.
+pub fn discard(run: &mut Run<'_>, pass: u32, range: Range<u64>, from: u64) -> Result<bool, WipeError> {
+    run.control.enter(Phase::Discarding);
+    let device = run.device;
+    let mut supported = device.queue("discard_max_bytes") > 0;
+    let unit = device.queue("discard_granularity").max(device.block).next_multiple_of(device.block);
+    let edges = [
+        range.start..range.start.saturating_add(unit).min(range.end),
+        range.end.saturating_sub(unit).max(range.start)..range.end,
+    ];
+    if supported {
+        let zeros = Buffer::zeros(TRANSFER);
+        for edge in edges {
+            run.control.expect_more(edge.end - edge.start);
+            run.go_over(edge, WRITE_MAX, |_, chunk| device.write_zeros(chunk, &zeros, "zeroing the edges"))?;
+        }
+        run.pass(pass, range.start.max(from)..range.end, COMMAND_MAX, |chunk| {
+            if !supported {
+                return Ok(());
+            }
+            let start = chunk.start.saturating_sub(unit).max(range.start);
+            match ioctl::discard(device.fd(), start, chunk.end - start) {
+                Err(error) if is_unsupported(&error) => supported = false,
+                done => done.map_err(WipeError::at("discarding", chunk))?,
+            }
+            Ok(())
+        })?;
+    }
+    Ok(supported)
+}
+
+/// Overwrites one of the ends as often as the rest was, in the same ways, and leaves it
+/// zeroed and durable.
+pub fn erase_end(device: &Device<'_>, end: Range<u64>, random_passes: u32) -> Result<(), WipeError> {
+    const STEP: &str = "taking the mark off";
+    let mut buffer = Buffer::zeros(usize::try_from(end.end - end.start).expect("an end is some blocks"));
+    for _ in 0..random_passes {
+        RandomStream::new()?.fill(buffer.bytes_mut());
+        device.write(buffer.bytes(), end.start, STEP)?;
+        device.sync(STEP)?;
+    }
+    buffer.bytes_mut().fill(0);
+    device.write(buffer.bytes(), end.start, STEP)?;
+    device.sync(STEP)
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    [Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}

@@ -1,0 +1,168 @@
+//! Kubernetes Events: what an admin should hear of a volume, on its PV, its claim or this
+//! Node. They are sent beside everything else: none is waited for, and one that can't be
+//! sent is lost.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{self, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tracing::{debug, warn};
+
+use crate::cluster::{ApiError, Cluster};
+use crate::deleter::{Receipt, WipeError};
+use crate::plan::Target;
+use crate::pv::Claim;
+
+/// Events that wait to be sent; with more, the newest are dropped.
+const QUEUE: usize = 256;
+/// The same Event is not sent again within this time.
+const REPEAT: Duration = Duration::from_secs(600);
+/// Where Events on objects without a namespace live.
+const NAMESPACE: &str = "default";
+
+/// Whom an Event is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum About {
+    /// A PV, by name and UID.
+    Pv(String, String),
+    /// A claim.
+    Claim(String, String, String),
+    /// This Node, by name.
+    Node(String),
+}
+
+/// One Event.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Event {
+    /// Whom it is about.
+    pub about: About,
+    /// Whether it needs attention (`Warning`) or not (`Normal`).
+    pub warning: bool,
+    /// One word in CamelCase, for programs.
+    pub reason: &'static str,
+    /// A sentence, for people.
+    pub note: String,
+}
+
+impl Event {
+    /// A Warning.
+    #[must_use]
+    pub fn warning(about: About, reason: &'static str, note: impl Into<String>) -> Self {
+        Self { about, warning: true, reason, note: note.into() }
+    }
+
+    /// The wipe of a volume begins.
+    #[must_use]
+    pub fn wipe_begins(target: &Target) -> Self {
+        let note = format!("wiping {} by the method {}", target.entry, target.rules.method.as_str());
+        Self { warning: false, ..Self::warning(about(target), "VolumeDelete", note) }
+    }
+
+    /// A volume was not wiped.
+    #[must_use]
+    pub fn failed_delete(target: &Target, error: &WipeError) -> Self {
+        Self::warning(about(target), "VolumeFailedDelete", error.verdict().to_string())
+    }
+
+    /// The receipt of a wipe.
+    #[must_use]
+    pub fn wiped(target: &Target, receipt: &Receipt, seconds: f64) -> Self {
+        let Receipt { method, bytes, verification, .. } = receipt;
+        let identity = target.identity.digest();
+        let note = format!(
+            "{} is wiped: method {method}, {bytes} bytes, {seconds:.1} s, verification {verification}, identity {identity}",
+            target.entry
+        );
+        Self { warning: false, ..Self::warning(about(target), "VolumeWiped", note) }
+    }
+}
+
+fn about(target: &Target) -> About {
+    About::Pv(target.pv.clone(), target.uid.clone())
+}
+
+impl From<&Claim> for About {
+    fn from(claim: &Claim) -> Self {
+        Self::Claim(claim.namespace.to_string(), claim.name.to_string(), claim.uid.to_string())
+    }
+}
+
+/// Takes Events to be sent.
+#[derive(Clone)]
+pub struct Events(Sender<Event>);
+
+impl Events {
+    /// Also returns the queue for [`send_all`].
+    #[must_use]
+    pub fn new() -> (Self, Receiver<Event>) {
+        let (sender, queue) = channel(QUEUE);
+        (Self(sender), queue)
+    }
+
+    /// Sends an Event by and by.
+    pub fn send(&self, event: Event) {
+        if let Err(error) = self.0.try_send(event) {
+            debug!(%error, "An Event is lost");
+        }
+    }
+}
+
+/// Sends what is in the queue, one after another, until nobody can add to it. `component`
+/// signs the Events; contract: it is the provisioner's name.
+pub async fn send_all(cluster: Cluster, component: String, mut queue: Receiver<Event>) {
+    let mut sent: HashMap<Event, Instant> = HashMap::new();
+    let mut told = false;
+    while let Some(event) = queue.recv().await {
+        sent.retain(|_, at| at.elapsed() < REPEAT);
+        if sent.contains_key(&event) {
+            continue;
+        }
+        match cluster.record(&encode(&event, &component, Timestamp::now(), fastrand::u64(..))).await {
+            Ok(()) => _ = sent.insert(event, Instant::now()),
+            Err(error @ ApiError::Forbidden(_)) if !told => {
+                told = true;
+                warn!(%error, "Events can't be sent");
+            }
+            Err(error) => debug!(%error, reason = event.reason, "An Event is lost"),
+        }
+    }
+}
+
+/// The API object.
+fn encode(event: &Event, component: &str, at: Timestamp, unique: u64) -> v1::Event {
+    let reference = |version: &str, kind: &str, namespace: Option<&String>, name: &str, uid: &str| ObjectReference {
+        api_version: Some(version.to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: namespace.cloned(),
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()).filter(|uid| !uid.is_empty()),
+        ..ObjectReference::default()
+    };
+    let involved_object = match &event.about {
+        About::Pv(name, uid) => reference("v1", "PersistentVolume", None, name, uid),
+        About::Claim(namespace, name, uid) => reference("v1", "PersistentVolumeClaim", Some(namespace), name, uid),
+        // The kubelet's Events name the Node as its UID, and `kubectl describe` looks for it.
+        About::Node(name) => reference("v1", "Node", None, name, name),
+    };
+    let name = involved_object.name.as_deref().unwrap_or_default();
+    v1::Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{name}.{unique:016x}")),
+            namespace: Some(involved_object.namespace.clone().unwrap_or_else(|| NAMESPACE.to_owned())),
+            ..ObjectMeta::default()
+        },
+        involved_object,
+        type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
+        reason: Some(event.reason.to_owned()),
+        // The API server takes no more than 1,024 bytes.
+        message: Some(event.note.chars().take(250).collect()),
+        source: Some(EventSource { component: Some(component.to_owned()), host: None }),
+        first_timestamp: Some(Time(at)),
+        last_timestamp: Some(Time(at)),
+        count: Some(1),
+        ..v1::Event::default()
+    }
+}

@@ -1,0 +1,366 @@
+//! What is known of each volume's content: whether somebody may have written to it since
+//! it was clean. It is kept apart from the PVs, so that a volume whose PV is gone is not
+//! taken for a new one. Pure; `state_dir` makes it durable, one file an entry ([`file`]).
+
+pub mod file;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{Comparison, Identity};
+use crate::method::WipeRules;
+use crate::pv::Claim;
+
+/// How many receipts of past wipes an entry keeps.
+const RECEIPTS: usize = 5;
+
+/// The name of an entry: random, so that a volume's mark does not tell its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EntryId(pub u128);
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl From<EntryId> for String {
+    fn from(id: EntryId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for EntryId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let id = hex.then(|| u128::from_str_radix(&text, 16).ok()).flatten();
+        id.map(Self).ok_or_else(|| format!("{text:?} is no 32 hexadecimal digits"))
+    }
+}
+
+/// How far a wipe is: everything before it is durable on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Cursor {
+    /// The pass it is at, from 0 on.
+    pub pass: u32,
+    /// The byte of the device where the pass goes on.
+    pub offset: u64,
+}
+
+impl Cursor {
+    /// Where every wipe begins.
+    pub const START: Self = Self { pass: 0, offset: 0 };
+}
+
+/// One volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// Its name.
+    pub id: EntryId,
+    /// The class that offered it.
+    pub class: Box<str>,
+    /// The path that its PV carried.
+    pub path: Box<str>,
+    /// By what it is known again.
+    pub identity: Arc<Identity>,
+    /// Owner, mode and the like of its root directory when it was first offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Box<str>>,
+    /// What is known of its content.
+    pub state: State,
+    /// When that became known.
+    pub as_of: Timestamp,
+    /// The last wipes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receipts: Vec<Receipt>,
+}
+
+/// What is known of a volume's content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "is")]
+pub enum State {
+    /// Wiped and verified, or never used since it was found.
+    Clean,
+    /// A PV offers it, or is about to.
+    Offered {
+        /// Name of the PV.
+        pv: Box<str>,
+        /// Its UID, once it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uid: Option<Box<str>>,
+        /// When it became Available, in seconds since 1970.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<i64>,
+    },
+    /// A claim has had it: it may hold that tenant's data.
+    Used {
+        /// Name of the PV.
+        pv: Box<str>,
+        /// Its UID.
+        uid: Box<str>,
+        /// The claim, when it was seen.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        claim: Option<Claim>,
+    },
+    /// Its wipe has begun.
+    Wiping {
+        /// Name of the PV.
+        pv: Box<str>,
+        /// Its UID.
+        uid: Box<str>,
+        /// The claim whose data is wiped.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        claim: Option<Claim>,
+        /// How it is wiped.
+        method: Box<str>,
+        /// How far the wipe is; none before its first checkpoint.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cursor: Option<Cursor>,
+    },
+    /// It may hold data, and is kept from being claimed.
+    Quarantined {
+        /// Why.
+        reason: Box<str>,
+        /// The claim that had it, when that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        claim: Option<Claim>,
+    },
+    /// An admin does not want it offered any more.
+    Retired {
+        /// Why.
+        reason: Box<str>,
+    },
+}
+
+impl State {
+    /// The least clean counts when two entries are about one volume.
+    fn distrust(&self) -> u8 {
+        match self {
+            Self::Clean => 0,
+            Self::Offered { .. } => 1,
+            Self::Used { .. } => 2,
+            Self::Wiping { .. } => 3,
+            Self::Quarantined { .. } => 4,
+            Self::Retired { .. } => 5,
+        }
+    }
+
+    fn uid(&self) -> Option<&str> {
+        match self {
+            Self::Offered { uid, .. } => uid.as_deref(),
+            Self::Used { uid, .. } | Self::Wiping { uid, .. } => Some(uid),
+            Self::Clean | Self::Quarantined { .. } | Self::Retired { .. } => None,
+        }
+    }
+}
+
+/// The receipt of a wipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Receipt {
+    /// When it ended.
+    pub at: Timestamp,
+    /// How it was wiped.
+    pub method: Box<str>,
+    /// Bytes of a device that were written, or entries of a directory that were removed.
+    pub amount: u64,
+    /// How long it took, since the last restart.
+    pub seconds: f64,
+    /// How it was verified.
+    pub verification: Box<str>,
+    /// Digest of the volume's identity.
+    pub identity: Box<str>,
+    /// The claim whose data it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<Claim>,
+    /// Name of the PV.
+    pub pv: Box<str>,
+    /// UID of the PV.
+    pub uid: Box<str>,
+}
+
+impl Entry {
+    /// An entry for a volume that has not been seen before.
+    #[must_use]
+    pub fn new(id: EntryId, class: &str, path: &str, identity: Arc<Identity>, as_of: Timestamp) -> Self {
+        let (class, path) = (class.into(), path.into());
+        Self { id, class, path, identity, root: None, state: State::Clean, as_of, receipts: Vec::new() }
+    }
+
+    /// Adds the receipt of a wipe, and forgets the oldest.
+    pub fn sign(&mut self, receipt: Receipt) {
+        if self.receipts.len() >= RECEIPTS {
+            self.receipts.remove(0);
+        }
+        self.receipts.push(receipt);
+    }
+
+    /// Where a wipe by the same method was left, if one was.
+    #[must_use]
+    pub fn resume_point(&self, rules: &WipeRules) -> Option<Cursor> {
+        match &self.state {
+            State::Wiping { method, cursor, .. } if **method == *rules.method.to_string() => *cursor,
+            _ => None,
+        }
+    }
+}
+
+/// All entries.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    entries: BTreeMap<EntryId, Entry>,
+    by_key: HashMap<u64, Vec<EntryId>>,
+    by_uid: HashMap<Box<str>, EntryId>,
+    lost: usize,
+}
+
+/// What the ledger knows of a volume.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Found<'a> {
+    /// This is its entry.
+    One(&'a Entry),
+    /// It may be the volume of this entry: why it is not certain.
+    Unsure(&'a Entry, &'static str),
+    /// Nothing.
+    None,
+}
+
+impl Ledger {
+    /// The entries, and how many there should be besides that can't be read.
+    #[must_use]
+    pub fn new(entries: impl IntoIterator<Item = Entry>, lost: usize) -> Self {
+        let mut ledger = Self { lost, ..Self::default() };
+        entries.into_iter().for_each(|entry| ledger.insert(entry));
+        ledger
+    }
+
+    /// Takes over an entry, in the place of the one of that name.
+    pub fn insert(&mut self, entry: Entry) {
+        if let Some(before) = self.entries.remove(&entry.id) {
+            for key in before.identity.keys() {
+                if let Some(ids) = self.by_key.get_mut(&key) {
+                    ids.retain(|id| *id != entry.id);
+                }
+            }
+            if let Some(uid) = before.state.uid() {
+                self.by_uid.remove(uid);
+            }
+        }
+        for key in entry.identity.keys() {
+            self.by_key.entry(key).or_default().push(entry.id);
+        }
+        if let Some(uid) = entry.state.uid() {
+            self.by_uid.insert(uid.into(), entry.id);
+        }
+        self.entries.insert(entry.id, entry);
+    }
+
+    /// What is known of the volume. When several entries are about it, the least clean
+    /// counts.
+    #[must_use]
+    pub fn find(&self, identity: &Identity) -> Found<'_> {
+        let mut found = Found::None;
+        let ids = identity.keys().into_iter().filter_map(|key| self.by_key.get(&key)).flatten();
+        for entry in ids.filter_map(|id| self.entries.get(id)) {
+            let candidate = match entry.identity.compare(identity) {
+                Comparison::Same => Found::One(entry),
+                Comparison::Unknown(why) => Found::Unsure(entry, why),
+                Comparison::Different(_) => continue,
+            };
+            let better = match (&found, &candidate) {
+                (Found::None, _) | (Found::Unsure(..), Found::One(_)) => true,
+                (Found::One(before), Found::One(_)) | (Found::Unsure(before, _), Found::Unsure(..)) => {
+                    entry.state.distrust() > before.state.distrust()
+                }
+                _ => false,
+            };
+            if better {
+                found = candidate;
+            }
+        }
+        found
+    }
+
+    /// The entry of the volume that the PV with this UID offers or offered.
+    #[must_use]
+    pub fn of_pv(&self, uid: &str) -> Option<&Entry> {
+        self.entries.get(self.by_uid.get(uid)?)
+    }
+
+    /// The entry of that name.
+    #[must_use]
+    pub fn get(&self, id: EntryId) -> Option<&Entry> {
+        self.entries.get(&id)
+    }
+
+    /// All entries, in the order of their names.
+    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values()
+    }
+
+    /// How many entries can't be read. While there are any, a volume without an entry may
+    /// be one of them.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        self.lost
+    }
+}
+
+/// What is to become of a volume without a PV.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody has used it since it was clean or first seen: it may be offered.
+    Free,
+    /// It has no entry: the class's `dirty:` policy decides.
+    NeverSeen,
+    /// It may hold a tenant's data.
+    Dirty {
+        /// The claim that had it, when that is known.
+        claim: Option<Claim>,
+        /// How that is known.
+        why: String,
+    },
+    /// Its wipe has begun and has not ended.
+    HalfWiped {
+        /// The claim whose data was being wiped.
+        claim: Option<Claim>,
+    },
+    /// An admin does not want it offered.
+    Retired,
+}
+
+/// The dirty gate: what the ledger says of a volume without a PV. `lost`: whether there
+/// are entries that can't be read.
+#[must_use]
+pub fn standing(entry: Option<&Entry>, lost: bool) -> Standing {
+    let dirty = |claim: Option<&Claim>, why: &str| Standing::Dirty { claim: claim.cloned(), why: why.to_owned() };
+    match entry.map(|entry| &entry.state) {
+        None if lost => dirty(None, "the ledger has entries that can't be read, and it may be one of them"),
+        None => Standing::NeverSeen,
+        Some(State::Clean) => Standing::Free,
+        Some(State::Offered { pv, .. }) => {
+            dirty(None, &format!("PV {pv} offered it, and was removed by somebody: it may have been used"))
+        }
+        Some(State::Used { pv, claim: Some(claim), .. }) => {
+            dirty(Some(claim), &format!("claim {claim} had it, and its PV {pv} was removed before it was wiped"))
+        }
+        Some(State::Used { pv, claim: None, .. }) => {
+            dirty(None, &format!("a claim had it, and its PV {pv} was removed before it was wiped"))
+        }
+        Some(State::Wiping { claim, .. }) => Standing::HalfWiped { claim: claim.clone() },
+        Some(State::Quarantined { reason, claim }) => dirty(claim.as_ref(), reason),
+        Some(State::Retired { .. }) => Standing::Retired,
+    }
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

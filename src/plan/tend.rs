@@ -1,0 +1,317 @@
+//! A volume with a PV of ours: left as it is, or changed along with the volume,
+//! withdrawn, kept, retired or reclaimed.
+
+use std::time::Duration;
+
+use super::{Action, Adoption, EntryStatus, Plan, Target, World, publish, record, until, waiting};
+use crate::config::Class;
+use crate::discovery::{Candidate, Finding};
+use crate::identity::Comparison;
+use crate::ledger::State;
+use crate::pv::{OwnedPv, Phase, Seen, Word};
+use crate::reclaim::{self, Unclaimed};
+use crate::verdict::{Reason, Verdict};
+
+/// How often it is looked whether a quarantined volume has been emptied, at first.
+const BLANK_CHECK: Duration = Duration::from_secs(10);
+
+/// The PV's path shows something.
+pub fn present(
+    world: &World<'_>,
+    owned: &OwnedPv,
+    finding: &Finding,
+    rival: Option<&Finding>,
+    plan: &mut Plan,
+) -> Verdict {
+    let candidate = match &finding.outcome {
+        Ok(candidate) => candidate,
+        Err(verdict) => {
+            absent(world, owned, verdict.reason != Reason::Unresponsive, plan);
+            return verdict.clone();
+        }
+    };
+    if world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name) {
+        return if wants_reclaim(owned) { Verdict::new(Reason::Wiping, "") } else { kept(world, owned) };
+    }
+    let now = &candidate.sighting.identity;
+    let accepted = owned.accepted.as_deref() == Some(now.digest().as_str());
+    match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
+        Some(Comparison::Same) => {}
+        // An empty directory may be reclaimed whatever it is: the claim looks.
+        Some(_) if !accepted && wants_reclaim(owned) && !now.is_device() => {}
+        Some(Comparison::Different(key)) if !accepted => return changed(world, owned, candidate, &key, plan),
+        Some(Comparison::Unknown(why)) if !accepted => return changed(world, owned, candidate, why, plan),
+        None if owned.terminating && !accepted => {
+            return changed(world, owned, candidate, "nothing says which volume it was", plan);
+        }
+        // A PV without identity is taken for what is there now: nothing better is known.
+        Some(_) | None => return adopt(world, owned, candidate, plan),
+    }
+    if (!owned.labelled || owned.identity.is_none()) && !owned.terminating {
+        return adopt(world, owned, candidate, plan);
+    }
+    if wants_reclaim(owned) {
+        return reclaim(world, owned, candidate, rival, plan);
+    }
+    record::note(world, owned, Some(now), plan);
+    follow(world, owned, finding, candidate, plan)
+}
+
+/// Released with policy Delete or an admin's word; or with our fence on it, unless a
+/// claim has it again.
+fn wants_reclaim(owned: &OwnedPv) -> bool {
+    let fenced = owned.fenced && !(owned.terminating && owned.phase == Phase::Bound);
+    fenced || (reclaim::is_wanted(owned) && !owned.terminating)
+}
+
+/// Removes the PV, if nobody has claimed it.
+fn withdraw(world: &World<'_>, owned: &OwnedPv, why: String, plan: &mut Plan) {
+    if let Some(pv) = Unclaimed::of(owned)
+        && waiting(world, &owned.name, plan).is_none()
+    {
+        let entry = record::withdrawn(world, owned).map(Box::new);
+        plan.begin(world, Action::Withdraw { pv, entry, why });
+    }
+}
+
+/// Puts our label, the ledger's entry and the identity of what is there now on the PV.
+fn adopt(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, plan: &mut Plan) -> Verdict {
+    if let Some(verdict) = waiting(world, &owned.name, plan) {
+        return verdict;
+    }
+    let identity = &candidate.sighting.identity;
+    let entry = Some(record::id_of(world, owned, identity).to_string().into());
+    let adoption = Adoption { pv: Seen::of(owned), identity: Some(identity.clone()), entry };
+    plan.begin(world, Action::Adopt(Box::new(adoption)));
+    kept(world, owned)
+}
+
+/// Another volume is there than the one that was offered.
+fn changed(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, why: &str, plan: &mut Plan) -> Verdict {
+    record::note(world, owned, None, plan);
+    let digest = candidate.sighting.identity.digest();
+    let detail = format!("{why}; the digest of what is there now is {digest}");
+    withdraw(world, owned, detail.clone(), plan);
+    Verdict::new(Reason::IdentityChanged, detail)
+}
+
+/// Wipes the volume of a Released PV, unless something holds that up.
+fn reclaim(
+    world: &World<'_>,
+    owned: &OwnedPv,
+    candidate: &Candidate,
+    rival: Option<&Finding>,
+    plan: &mut Plan,
+) -> Verdict {
+    if let Some(rival) = rival {
+        let detail = format!("not wiped: {}", publish::same_volume(rival));
+        return Verdict::new(Reason::DuplicateOf, detail);
+    }
+    if let Some(verdict) = held(world, owned, plan).or_else(|| waiting(world, &owned.name, plan)) {
+        return verdict;
+    }
+    if let Some(trouble) = world.ledger_trouble {
+        return Verdict::new(Reason::Pending, format!("not wiped before the ledger can be written: {trouble}"));
+    }
+    match target(world, owned, candidate) {
+        Ok(target) => {
+            plan.begin(world, Action::Reclaim(Box::new(target)));
+            Verdict::new(Reason::Wiping, "")
+        }
+        Err(verdict) => verdict,
+    }
+}
+
+/// What an admin or the brake has against a wipe.
+fn held(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> {
+    let wait = |plan: &mut Plan, left: Duration, why: String| {
+        plan.wake(world.now + left);
+        Some(Verdict::new(
+            Reason::Pending,
+            format!("its claim is gone; it is wiped in {} s: {why}", left.as_secs() + 1),
+        ))
+    };
+    if owned.hold || world.node.hold {
+        let whose = if owned.hold { "PV" } else { "Node" };
+        let detail = format!("its wipe is held by the annotation mooring.dev/hold on the {whose}");
+        return Some(Verdict::new(Reason::Pending, detail));
+    }
+    // A wipe that has begun goes on, and an admin's word is no accident.
+    if owned.fenced || owned.word.is_some() {
+        return None;
+    }
+    let since = owned.since?;
+    if let Some(brake) = plan.brake
+        && let Some(left) = brake.holds_until(since).and_then(|second| until(world, second))
+    {
+        let why = format!("{} of {} volumes were released within a minute", brake.released, brake.of);
+        return wait(plan, left, why);
+    }
+    let undo = world.config.class(&owned.class).map_or(Duration::ZERO, |class| class.wipe_after);
+    let undo = i64::try_from(undo.as_secs()).unwrap_or(i64::MAX);
+    let left = until(world, since.saturating_add(undo)).filter(|_| undo > 0)?;
+    wait(plan, left, "wipeAfter".to_owned())
+}
+
+/// A volume that is there and is not to be wiped: an admin's word on it, or what has
+/// changed about it.
+fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Candidate, plan: &mut Plan) -> Verdict {
+    if owned.terminating || waiting(world, &owned.name, plan).is_some() {
+        return world.memory.setback(&owned.name).map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
+    }
+    if owned.phase == Phase::Released {
+        match &owned.word {
+            Some(Word::Keep) => plan.begin(world, Action::Keep(Seen::of(owned))),
+            Some(Word::Retire) => return retire(world, owned, candidate, plan),
+            Some(Word::Unknown(text)) => {
+                let detail = format!("its annotation mooring.dev/reclaim is {text:?}; use wipe, keep or retire");
+                return Verdict::new(Reason::Refused, detail);
+            }
+            Some(Word::Wipe) | None if owned.quarantined => {
+                if let Ok(target) = target(world, owned, candidate) {
+                    plan.begin(world, Action::FreeIfBlank { pv: Seen::of(owned), target: Box::new(target) });
+                }
+                plan.wake(world.now + BLANK_CHECK);
+            }
+            Some(Word::Wipe) | None => {}
+        }
+        return kept(world, owned);
+    }
+    let Some(offered) = owned.capacity else { return kept(world, owned) };
+    let is = candidate.capacity;
+    if is > offered && matches!(owned.phase, Phase::Available | Phase::Bound) {
+        plan.begin(world, Action::Grow { pv: Seen::of(owned), to: is });
+    } else if is < offered && Unclaimed::of(owned).is_some() {
+        withdraw(world, owned, format!("{} shrank from {offered} to {is}", finding.host_path), plan);
+    } else if is < offered {
+        let detail = format!("the volume shrank: its PV says {offered}, and it has {is}");
+        return Verdict::new(Reason::Shrunk, detail);
+    }
+    kept(world, owned)
+}
+
+fn retire(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, plan: &mut Plan) -> Verdict {
+    if !world.durable {
+        let detail = "it can't be retired without a state directory, which would remember it: run the agent with \
+                      --state-dir";
+        return Verdict::new(Reason::Refused, detail);
+    }
+    let mut entry = record::entry(world, owned, &candidate.sighting.identity);
+    entry.state = State::Retired { reason: "by an admin's word".into() };
+    plan.begin(world, Action::Retire { pv: Seen::of(owned), entry: Box::new(entry) });
+    kept(world, owned)
+}
+
+/// The verdict of a volume whose PV stays as it is.
+fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
+    if owned.terminating {
+        return Verdict::new(Reason::Pending, "its PV is being removed");
+    }
+    if let Some(setback) = world.memory.setback(&owned.name).filter(|_| !owned.labelled) {
+        return setback.verdict.clone();
+    }
+    match owned.phase {
+        Phase::Released | Phase::Failed if owned.quarantined => {
+            Verdict::new(Reason::Quarantined, "it may hold a tenant's data")
+        }
+        Phase::Released | Phase::Failed => {
+            let policy = owned.reclaim_policy.as_str();
+            Verdict::new(Reason::Published, format!("its claim is gone; its policy {policy} keeps it as it is"))
+        }
+        Phase::Pending | Phase::Available | Phase::Bound => Verdict::new(Reason::Published, ""),
+    }
+}
+
+/// Where to find the volume of a PV; refused unless its path is exactly a first-level
+/// entry of its class's directory.
+fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<Target, Verdict> {
+    let class = world.config.class(&owned.class);
+    let Some((class, entry)) = class.and_then(|class| class.entry_of(&owned.path).map(|entry| (class, entry))) else {
+        let detail = format!("{} is no entry of a configured directory of its class", owned.path);
+        return Err(Verdict::new(Reason::Refused, detail));
+    };
+    let sighting = &candidate.sighting;
+    let identity = record::identity(world, owned).unwrap_or(&sighting.identity).clone();
+    Ok(Target {
+        pv: owned.name.clone(),
+        uid: owned.uid.clone(),
+        mount_dir: class.mount_dir.clone(),
+        entry: entry.to_owned(),
+        aliases: aliases(world, class, entry),
+        accepted: None,
+        rules: class.wipe.clone(),
+        disks: if sighting.below.is_empty() { [identity.device()].into() } else { sighting.below.clone() },
+        record: Box::new(record::entry(world, owned, &identity)),
+        identity,
+    })
+}
+
+/// The same entry through the other directories by which this process sees the class's.
+fn aliases(world: &World<'_>, class: &Class, entry: &str) -> Vec<String> {
+    let same = world.config.classes.iter().filter(|other| other.host_dir == class.host_dir);
+    let others = same.filter(|other| other.mount_dir != class.mount_dir);
+    others.map(|other| format!("{}/{entry}", other.mount_dir)).collect()
+}
+
+/// The volume is not there. `certain` when its directory was read.
+fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
+    record::note(world, owned, None, plan);
+    if !certain {
+        return;
+    }
+    plan.missing.insert(owned.name.clone());
+    if Unclaimed::of(owned).is_none() {
+        if !owned.labelled && !owned.terminating && waiting(world, &owned.name, plan).is_none() {
+            let adoption = Adoption { pv: Seen::of(owned), identity: None, entry: None };
+            plan.begin(world, Action::Adopt(Box::new(adoption)));
+        }
+        return;
+    }
+    let since = world.memory.missing_since(&owned.name).unwrap_or(world.now);
+    let due = since + world.config.withdraw_after;
+    if due > world.now {
+        plan.wake(due);
+    } else if !all_gone(world, owned) {
+        let why = format!("nothing has been at {} for {} s", owned.path, world.config.withdraw_after.as_secs());
+        withdraw(world, owned, why, plan);
+    }
+}
+
+/// Whether all that the directory held, if more than one, is gone: a directory that was
+/// not mounted looks like that.
+fn all_gone(world: &World<'_>, owned: &OwnedPv) -> bool {
+    let any_left = world.findings.iter().any(|finding| finding.class == owned.class && finding.outcome.is_ok());
+    let others = world.owned.values().filter(|other| other.class == owned.class).count();
+    !any_left && others > 1
+}
+
+/// A PV whose path shows nothing: its volume is gone, or its path is none of ours.
+pub fn without_finding(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> EntryStatus {
+    let path = &owned.path;
+    let entry = world.config.class(&owned.class).and_then(|class| class.entry_of(path));
+    let verdict = match entry {
+        Some(_) if world.unseen.contains_key(&owned.class) => {
+            absent(world, owned, false, plan);
+            world.unseen[&owned.class].clone()
+        }
+        Some(_) => {
+            absent(world, owned, true, plan);
+            let detail = if owned.fenced {
+                "nothing is at its path, and its wipe had begun: without the disk, only taking the finalizer \
+                 mooring.dev/wipe off the PV ends it"
+                    .to_owned()
+            } else {
+                format!("PV {} is there, but nothing is at its path", owned.name)
+            };
+            Verdict::new(Reason::Vanished, detail)
+        }
+        None => Verdict::new(Reason::Refused, format!("{path} is no entry of a configured directory of its class")),
+    };
+    EntryStatus {
+        class: owned.class.clone(),
+        entry: entry.unwrap_or_default().to_owned(),
+        path: path.clone(),
+        pv: Some(owned.name.clone()),
+        verdict,
+    }
+}

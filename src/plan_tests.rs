@@ -1,0 +1,389 @@
+//! The decisions about single volumes, one scene each.
+
+use super::*;
+use crate::discovery::{Candidate, Sighting};
+use crate::ledger::{EntryId, State};
+use crate::pv::{self, Claim, Word};
+use crate::testing;
+use crate::volume::ReclaimPolicy;
+
+/// One volume `/h/c/a` of class `c` on a node with nothing else.
+struct Scene {
+    config: Config,
+    node: NodeFacts,
+    findings: Vec<Finding>,
+    owned: BTreeMap<String, OwnedPv>,
+    ledger: Ledger,
+    ledger_trouble: Option<&'static str>,
+    durable: bool,
+    memory: Memory,
+    now: Instant,
+    clock: i64,
+}
+
+fn finding(entry: &str, outcome: Result<Sighting, Reason>) -> Finding {
+    Finding {
+        class: "c".to_owned(),
+        entry: entry.to_owned(),
+        host_path: format!("/h/c/{entry}"),
+        selected: true,
+        outcome: match outcome {
+            Ok(sighting) => {
+                let capacity = Capacity::rounded_down(sighting.bytes);
+                Ok(Candidate { sighting, capacity })
+            }
+            Err(reason) => Err(Verdict::new(reason, "")),
+        },
+    }
+}
+
+const SIZE: u64 = 1 << 26;
+
+fn scene() -> Scene {
+    Scene {
+        config: testing::config(),
+        node: testing::node(),
+        findings: vec![finding("a", Ok(testing::disk(1, SIZE)))],
+        owned: BTreeMap::new(),
+        ledger: Ledger::default(),
+        ledger_trouble: None,
+        durable: true,
+        memory: Memory::default(),
+        now: Instant::now(),
+        clock: 10_000,
+    }
+}
+
+impl Scene {
+    fn plan(&self) -> Plan {
+        let classes = BTreeMap::from([("c".to_owned(), testing::storage_class(ReclaimPolicy::Delete))]);
+        plan(&World {
+            config: &self.config,
+            node: &self.node,
+            classes: &classes,
+            findings: &self.findings,
+            unseen: &BTreeMap::new(),
+            owned: &self.owned,
+            suspects: &BTreeSet::new(),
+            foreign: &BTreeMap::new(),
+            ledger: &self.ledger,
+            ledger_trouble: self.ledger_trouble,
+            durable: self.durable,
+            memory: &self.memory,
+            now: self.now,
+            clock: Timestamp::from_second(self.clock).expect("a time"),
+            random: 7,
+        })
+    }
+
+    /// The only action, and the verdict of the volume.
+    fn decides(&self) -> (Option<Action>, Verdict) {
+        let mut plan = self.plan();
+        assert!(plan.actions.len() <= 1, "{:?}", plan.actions);
+        let verdict = plan.entries.iter().find(|entry| entry.entry == "a").map(|entry| entry.verdict.clone());
+        (plan.actions.pop(), verdict.expect("the volume has a verdict"))
+    }
+
+    fn with_pv(mut self, change: impl FnOnce(&mut OwnedPv)) -> Self {
+        let mut owned = OwnedPv { since: Some(self.clock), ..testing::owned_pv("a", "c") };
+        change(&mut owned);
+        self.owned.insert(owned.name.clone(), owned);
+        self
+    }
+
+    fn with_state(mut self, state: State) -> Self {
+        let identity = testing::disk(1, SIZE).identity;
+        self.ledger.insert(Entry { state, ..Entry::new(EntryId(9), "c", "/h/c/a", identity, Timestamp::UNIX_EPOCH) });
+        self
+    }
+}
+
+fn claim() -> Claim {
+    Claim { namespace: "tenant".into(), name: "data".into(), uid: "claim-uid".into() }
+}
+
+fn released(owned: &mut OwnedPv) {
+    owned.phase = Phase::Released;
+    owned.claim = Some(Box::new(claim()));
+}
+
+fn used() -> State {
+    let owned = testing::owned_pv("a", "c");
+    State::Used { pv: owned.name.into(), uid: owned.uid.into(), claim: Some(claim()) }
+}
+
+fn created(action: Option<Action>) -> (Volume, Entry) {
+    match action {
+        Some(Action::Create(creation)) => (creation.volume, *creation.target.record),
+        other => panic!("a PV is to be made, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_volume_never_seen_follows_the_policy_of_its_class() {
+    let (volume, entry) = created(scene().decides().0);
+    assert_eq!((volume.claim, volume.reclaim_policy), (None, ReclaimPolicy::Delete));
+    assert!(matches!(entry.state, State::Offered { uid: None, .. }), "{:?}", entry.state);
+    assert_eq!(volume.annotations[pv::LEDGER_ENTRY], entry.id.to_string());
+    for (policy, reclaim_policy, wiping) in [
+        (crate::config::DirtyPolicy::Quarantine, ReclaimPolicy::Retain, false),
+        (crate::config::DirtyPolicy::Wipe, ReclaimPolicy::Delete, true),
+    ] {
+        let mut scene = scene();
+        scene.config.classes[0].dirty = policy;
+        let (volume, entry) = created(scene.decides().0);
+        assert!(volume.claim.is_some(), "nobody can claim it");
+        assert_eq!(volume.reclaim_policy, reclaim_policy);
+        assert_eq!(matches!(entry.state, State::Wiping { .. }), wiping, "{:?}", entry.state);
+    }
+}
+
+#[test]
+fn a_used_volume_without_a_pv_is_quarantined_for_its_claim() {
+    let (volume, entry) = created(scene().with_state(used()).decides().0);
+    assert_eq!((volume.claim.as_ref(), volume.reclaim_policy), (Some(&claim()), ReclaimPolicy::Retain));
+    assert!(volume.annotations.contains_key(pv::QUARANTINED));
+    assert!(matches!(entry.state, State::Quarantined { claim: Some(_), .. }));
+}
+
+#[test]
+fn an_offered_volume_whose_pv_is_gone_is_quarantined() {
+    for uid in [None, Some("uid".into())] {
+        let offered = State::Offered { pv: "local-pv-1".into(), uid, since: None };
+        let (volume, _) = created(scene().with_state(offered).decides().0);
+        assert_eq!(volume.reclaim_policy, ReclaimPolicy::Retain);
+        assert!(volume.claim.is_some());
+    }
+}
+
+#[test]
+fn a_half_wiped_volume_without_a_pv_is_wiped_and_a_retired_one_stays_out() {
+    let wiping = State::Wiping { pv: "p".into(), uid: "u".into(), claim: None, method: "zero".into(), cursor: None };
+    let (volume, entry) = created(scene().with_state(wiping.clone()).decides().0);
+    assert!(volume.claim.is_some() && volume.reclaim_policy == ReclaimPolicy::Delete);
+    assert_eq!(entry.state, wiping);
+    let (action, verdict) = scene().with_state(State::Retired { reason: "".into() }).decides();
+    assert_eq!((action, verdict.reason), (None, Reason::Dirty));
+}
+
+#[test]
+fn a_clean_volume_is_offered_whatever_the_policy_for_unknown_ones() {
+    let mut scene = scene().with_state(State::Clean);
+    scene.config.classes[0].dirty = crate::config::DirtyPolicy::Quarantine;
+    assert_eq!(created(scene.decides().0).0.claim, None);
+}
+
+#[test]
+fn nothing_is_offered_or_wiped_while_the_ledger_cannot_be_written() {
+    let mut unpublished = scene();
+    unpublished.ledger_trouble = Some("no space left");
+    assert_eq!(unpublished.decides().0, None);
+    let mut to_wipe = scene().with_pv(released);
+    to_wipe.ledger_trouble = Some("no space left");
+    let (action, verdict) = to_wipe.decides();
+    assert_eq!((action, verdict.reason), (None, Reason::Pending));
+}
+
+#[test]
+fn the_ledger_follows_the_pv() {
+    let record = |scene: &Scene| scene.plan().records.into_iter().next().map(|entry| entry.state);
+    let offered = scene().with_pv(|_| {});
+    let Some(State::Offered { uid: Some(uid), since: Some(10_000), .. }) = record(&offered) else {
+        panic!("it is offered: {:?}", record(&offered))
+    };
+    let bound = scene().with_pv(|owned| {
+        owned.phase = Phase::Bound;
+        owned.claim = Some(Box::new(claim()));
+    });
+    assert!(matches!(record(&bound), Some(State::Used { claim: Some(_), .. })));
+    // Available again at a later time than when it was offered: somebody had it.
+    let name = testing::owned_pv("a", "c").name;
+    let earlier = State::Offered { pv: name.into(), uid: Some(uid.clone()), since: Some(9_000) };
+    assert!(matches!(record(&scene().with_state(earlier).with_pv(|_| {})), Some(State::Used { claim: None, .. })));
+    // What an admin gave back with its data stays used.
+    assert_eq!(record(&scene().with_state(used()).with_pv(|_| {})), None);
+}
+
+#[test]
+fn a_released_volume_is_wiped_unless_it_is_held() {
+    let (action, verdict) = scene().with_pv(released).decides();
+    assert!(matches!(action, Some(Action::Reclaim(_))), "{action:?}");
+    assert_eq!(verdict.reason, Reason::Wiping);
+    let held = |scene: Scene| {
+        let (action, verdict) = scene.decides();
+        assert_eq!((action, verdict.reason), (None, Reason::Pending), "{verdict}");
+        verdict.detail
+    };
+    let on_pv = scene().with_pv(|owned| {
+        released(owned);
+        owned.hold = true;
+    });
+    assert!(held(on_pv).contains("on the PV"));
+    let mut on_node = scene().with_pv(released);
+    on_node.node.hold = true;
+    assert!(held(on_node).contains("on the Node"));
+    let mut undo = scene().with_pv(released);
+    undo.config.classes[0].wipe_after = Duration::from_secs(60);
+    let wake_at = undo.plan().wake_at.expect("it is wiped later");
+    assert_eq!(wake_at - undo.now, Duration::from_secs(60));
+    undo.clock += 60;
+    assert!(matches!(undo.decides().0, Some(Action::Reclaim(_))));
+}
+
+#[test]
+fn a_mass_release_is_held_for_five_minutes() {
+    let mut scene = scene();
+    for number in 0..12 {
+        let entry = if number == 0 { "a".to_owned() } else { format!("v{number}") };
+        let sighting = testing::disk(number + 1, SIZE);
+        let mut owned = testing::owned_pv(&entry, "c");
+        owned.identity = Some(sighting.identity.clone());
+        owned.since = Some(9_990);
+        released(&mut owned);
+        scene.owned.insert(owned.name.clone(), owned);
+        scene.findings.push(finding(&entry, Ok(sighting)));
+    }
+    scene.findings.remove(0);
+    let plan = scene.plan();
+    assert_eq!(plan.actions, []);
+    assert_eq!(plan.brake.map(|brake| (brake.released, brake.of)), Some((12, 12)));
+    assert_eq!(plan.wake_at.expect("it goes on later") - scene.now, Duration::from_secs(290));
+    scene.clock = 9_990 + 300;
+    assert_eq!(scene.plan().actions.len(), 12);
+    assert_eq!(scene.plan().brake, None);
+}
+
+#[test]
+fn an_admins_word_counts_on_a_released_pv_only() {
+    let retained = |word: Word| {
+        scene().with_pv(|owned| {
+            released(owned);
+            owned.reclaim_policy = ReclaimPolicy::Retain;
+            owned.word = Some(word);
+        })
+    };
+    assert!(matches!(retained(Word::Wipe).decides().0, Some(Action::Reclaim(_))));
+    assert!(matches!(retained(Word::Keep).decides().0, Some(Action::Keep(_))));
+    let Some(Action::Retire { entry, .. }) = retained(Word::Retire).decides().0 else { panic!("it is retired") };
+    assert!(matches!(entry.state, State::Retired { .. }));
+    let (action, verdict) = retained(Word::Unknown("whipe".into())).decides();
+    assert_eq!((action, verdict.reason), (None, Reason::Refused));
+    let mut forgetful = retained(Word::Retire);
+    forgetful.durable = false;
+    assert_eq!(forgetful.decides().0, None);
+    for word in [Word::Wipe, Word::Keep, Word::Retire] {
+        let bound = scene().with_pv(|owned| {
+            owned.phase = Phase::Bound;
+            owned.claim = Some(Box::new(claim()));
+            owned.word = Some(word);
+        });
+        assert_eq!(bound.decides().0, None);
+    }
+    // A word to keep wins over the policy to delete.
+    let kept = scene().with_pv(|owned| {
+        released(owned);
+        owned.word = Some(Word::Keep);
+    });
+    assert!(matches!(kept.decides().0, Some(Action::Keep(_))));
+}
+
+#[test]
+fn a_volume_that_is_gone_is_withdrawn_after_a_while_if_nobody_has_claimed_it() {
+    let gone = |change: fn(&mut OwnedPv)| {
+        let mut scene = scene().with_pv(change);
+        scene.findings = vec![finding("b", Ok(testing::disk(2, SIZE)))];
+        // Another volume of the directory is there, with a PV of its own.
+        let mut other = testing::owned_pv("b", "c");
+        other.identity = Some(testing::disk(2, SIZE).identity);
+        scene.owned.insert(other.name.clone(), other);
+        scene
+    };
+    let mut scene = gone(|_| {});
+    let first = scene.plan();
+    assert_eq!((first.actions.len(), first.missing.len()), (0, 1));
+    let since = scene.now;
+    scene.memory.note_missing(first.missing, since);
+    scene.now = since + scene.config.withdraw_after;
+    assert!(matches!(scene.plan().actions[..], [Action::Withdraw { .. }]));
+    // Not all of them at once.
+    scene.findings.clear();
+    assert!(scene.plan().actions.is_empty());
+    let mut bound = gone(|owned| {
+        owned.phase = Phase::Bound;
+        owned.claim = Some(Box::new(claim()));
+    });
+    bound.memory.note_missing(bound.plan().missing, bound.now);
+    bound.now += bound.config.withdraw_after * 2;
+    let (action, verdict) = bound.decides();
+    assert_eq!((action, verdict.reason), (None, Reason::Vanished));
+}
+
+#[test]
+fn another_disk_withdraws_an_unclaimed_pv_at_once_and_is_never_wiped() {
+    let exchanged = |change: fn(&mut OwnedPv)| {
+        let mut scene = scene().with_pv(change);
+        scene.findings = vec![finding("a", Ok(testing::disk(2, SIZE)))];
+        scene.decides()
+    };
+    let (action, verdict) = exchanged(|_| {});
+    assert!(matches!(action, Some(Action::Withdraw { .. })), "{action:?}");
+    assert_eq!(verdict.reason, Reason::IdentityChanged);
+    assert_eq!(exchanged(released).0, None);
+    let accepted = exchanged(|owned| {
+        released(owned);
+        owned.accepted = Some(testing::disk(2, SIZE).identity.digest().into());
+    });
+    assert!(matches!(accepted.0, Some(Action::Adopt(_))), "{:?}", accepted.0);
+}
+
+#[test]
+fn a_pv_follows_the_size_of_its_volume_upwards_only() {
+    let sized = |bytes: u64, phase: Phase| {
+        let mut scene = scene().with_pv(|owned| {
+            owned.phase = phase;
+            owned.claim = (phase == Phase::Bound).then(|| Box::new(claim()));
+        });
+        scene.findings = vec![finding("a", Ok(testing::disk(1, bytes)))];
+        scene.decides()
+    };
+    assert!(matches!(sized(SIZE * 2, Phase::Bound).0, Some(Action::Grow { to, .. }) if to.bytes() == SIZE * 2));
+    assert!(matches!(sized(SIZE * 2, Phase::Available).0, Some(Action::Grow { .. })));
+    let (action, verdict) = sized(SIZE / 2, Phase::Bound);
+    assert_eq!((action, verdict.reason), (None, Reason::Shrunk));
+    assert!(matches!(sized(SIZE / 2, Phase::Available).0, Some(Action::Withdraw { .. })));
+}
+
+#[test]
+fn a_quarantined_volume_is_looked_into_and_never_wiped_unasked() {
+    let quarantined = |word: Option<Word>| {
+        scene()
+            .with_pv(|owned| {
+                released(owned);
+                owned.quarantined = true;
+                owned.reclaim_policy = ReclaimPolicy::Retain;
+                owned.word = word;
+            })
+            .decides()
+    };
+    let (action, verdict) = quarantined(None);
+    assert!(matches!(action, Some(Action::FreeIfBlank { .. })), "{action:?}");
+    assert_eq!(verdict.reason, Reason::Quarantined);
+    assert!(matches!(quarantined(Some(Word::Wipe)).0, Some(Action::Reclaim(_))));
+}
+
+#[test]
+fn two_names_for_one_volume_get_one_pv_and_are_not_wiped_with_two() {
+    let mut scene = scene();
+    scene.findings.push(finding("b", Ok(testing::disk(1, SIZE))));
+    let plan = scene.plan();
+    assert_eq!(plan.actions.len(), 1);
+    assert_eq!(plan.entries[1].verdict.reason, Reason::DuplicateOf);
+    for entry in ["a", "b"] {
+        let mut owned = testing::owned_pv(entry, "c");
+        released(&mut owned);
+        scene.owned.insert(owned.name.clone(), owned);
+    }
+    let plan = scene.plan();
+    assert_eq!(plan.actions, []);
+    assert!(plan.entries.iter().all(|entry| entry.verdict.reason == Reason::DuplicateOf));
+}
