@@ -30,6 +30,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
+use crate::pv::Decoded;
 use crate::state_dir::Writer;
 use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
@@ -265,6 +266,7 @@ impl Controller {
         while let Some(event) = next {
             match &event {
                 Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
+                Event::Pv(Decoded::Owned(owned)) => self.memory.saw(&owned.name),
                 Event::PvLeft { name, .. } => {
                     // What was found wrong with the former PV is nothing against the next.
                     self.memory.forget_setback(name);
@@ -350,7 +352,12 @@ impl Controller {
         self.decided_at = Some(now);
         self.unsettled_since.get_or_insert(now);
         self.wake_at = plan.wake_at;
-        self.queue.extend(plan.actions.into_iter().inspect(|action| self.memory.begin(action.pv())));
+        self.queue.extend(plan.actions.into_iter().inspect(|action| {
+            self.memory.begin(action.pv());
+            if matches!(action, Action::Create(_)) {
+                self.memory.begin_offering(action.pv());
+            }
+        }));
         self.view.send_modify(|view| {
             if view.readiness.is_err() {
                 view.readiness = Ok(());
@@ -425,7 +432,10 @@ impl Controller {
         }
         match ended {
             Ended::Is(object) => match self.cache.learn(&object, name_only) {
-                Some(_) => self.memory.succeeded(&pv),
+                Some(_) => {
+                    self.memory.saw(&pv);
+                    self.memory.succeeded(&pv);
+                }
                 None => {
                     let detail = format!("the name {pv} is taken by a PV that is not ours; delete or rename it");
                     self.fail(&pv, Verdict::new(Reason::Refused, detail));

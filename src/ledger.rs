@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::{Comparison, Identity};
 use crate::method::WipeRules;
 use crate::pv::Claim;
+use crate::volume::fnv1a_64;
 
 /// How many receipts of past wipes an entry keeps.
 const RECEIPTS: usize = 5;
@@ -245,7 +246,7 @@ impl Ledger {
     /// Takes over an entry, in the place of the one of that name.
     pub fn insert(&mut self, entry: Entry) {
         if let Some(before) = self.entries.remove(&entry.id) {
-            for key in before.identity.keys() {
+            for key in keys(&before.identity, &before.path) {
                 if let Some(ids) = self.by_key.get_mut(&key) {
                     ids.retain(|id| *id != entry.id);
                 }
@@ -254,7 +255,7 @@ impl Ledger {
                 self.by_uid.remove(uid);
             }
         }
-        for key in entry.identity.keys() {
+        for key in keys(&entry.identity, &entry.path) {
             self.by_key.entry(key).or_default().push(entry.id);
         }
         if let Some(uid) = entry.state.uid() {
@@ -263,12 +264,13 @@ impl Ledger {
         self.entries.insert(entry.id, entry);
     }
 
-    /// What is known of the volume. When several entries are about it, the least clean
-    /// counts.
+    /// What is known of the volume at that path. When several entries are about it, the
+    /// least clean counts. One for the same path of which it can't be told whether it is
+    /// about this volume may be.
     #[must_use]
-    pub fn find(&self, identity: &Identity) -> Found<'_> {
+    pub fn find(&self, identity: &Identity, path: &str) -> Found<'_> {
         let mut found = Found::None;
-        let ids = identity.keys().into_iter().filter_map(|key| self.by_key.get(&key)).flatten();
+        let ids = keys(identity, path).filter_map(|key| self.by_key.get(&key)).flatten();
         for entry in ids.filter_map(|id| self.entries.get(id)) {
             let candidate = match entry.identity.compare(identity) {
                 Comparison::Same => Found::One(entry),
@@ -314,6 +316,12 @@ impl Ledger {
     }
 }
 
+/// By what an entry is found: two that are about one volume, or may be, share a key.
+fn keys(identity: &Identity, path: &str) -> impl Iterator<Item = u64> {
+    let path = fnv1a_64(b"path".iter().copied().chain(path.bytes()));
+    identity.keys().into_iter().chain([path])
+}
+
 /// What is to become of a volume without a PV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -340,24 +348,34 @@ pub enum Standing {
 /// The dirty gate: what the ledger says of a volume without a PV. `lost`: whether there
 /// are entries that can't be read.
 #[must_use]
-pub fn standing(entry: Option<&Entry>, lost: bool) -> Standing {
+pub fn standing(found: Found<'_>, lost: bool) -> Standing {
     let dirty = |claim: Option<&Claim>, why: &str| Standing::Dirty { claim: claim.cloned(), why: why.to_owned() };
-    match entry.map(|entry| &entry.state) {
-        None if lost => dirty(None, "the ledger has entries that can't be read, and it may be one of them"),
-        None => Standing::NeverSeen,
-        Some(State::Clean) => Standing::Free,
-        Some(State::Offered { pv, .. }) => {
+    let (entry, certain) = match found {
+        Found::One(entry) => (entry, true),
+        Found::Unsure(entry, _) => (entry, false),
+        Found::None if lost => {
+            return dirty(None, "the ledger has entries that can't be read, and it may be one of them");
+        }
+        Found::None => return Standing::NeverSeen,
+    };
+    match &entry.state {
+        State::Clean if certain => Standing::Free,
+        State::Clean => Standing::NeverSeen,
+        State::Offered { pv, .. } => {
             dirty(None, &format!("PV {pv} offered it, and was removed by somebody: it may have been used"))
         }
-        Some(State::Used { pv, claim: Some(claim), .. }) => {
+        State::Used { pv, claim: Some(claim), .. } => {
             dirty(Some(claim), &format!("claim {claim} had it, and its PV {pv} was removed before it was wiped"))
         }
-        Some(State::Used { pv, claim: None, .. }) => {
+        State::Used { pv, claim: None, .. } => {
             dirty(None, &format!("a claim had it, and its PV {pv} was removed before it was wiped"))
         }
-        Some(State::Wiping { claim, .. }) => Standing::HalfWiped { claim: claim.clone() },
-        Some(State::Quarantined { reason, claim }) => dirty(claim.as_ref(), reason),
-        Some(State::Retired { .. }) => Standing::Retired,
+        State::Wiping { claim, .. } if certain => Standing::HalfWiped { claim: claim.clone() },
+        State::Wiping { claim, .. } => {
+            dirty(claim.as_ref(), "a wipe was begun at this path, and it is not certain that it was of this volume")
+        }
+        State::Quarantined { reason, claim } => dirty(claim.as_ref(), reason),
+        State::Retired { .. } => Standing::Retired,
     }
 }
 

@@ -22,6 +22,8 @@ const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 pub struct Memory {
     /// Work under way; nothing else is begun for these.
     pub in_flight: HashSet<String>,
+    /// PVs that were asked for and have not been seen yet.
+    offering: HashSet<String>,
     setbacks: HashMap<String, Setback>,
     missing: HashMap<String, Instant>,
     reclaimed: VecDeque<i64>,
@@ -59,6 +61,22 @@ impl Memory {
     /// Work for the PV has begun.
     pub fn begin(&mut self, pv: &str) {
         self.in_flight.insert(pv.to_owned());
+    }
+
+    /// The PV is about to be made.
+    pub fn begin_offering(&mut self, pv: &str) {
+        self.offering.insert(pv.to_owned());
+    }
+
+    /// Whether this process has asked for the PV, and has not seen it since.
+    #[must_use]
+    pub fn is_offering(&self, pv: &str) -> bool {
+        self.offering.contains(pv)
+    }
+
+    /// The PV was seen.
+    pub fn saw(&mut self, pv: &str) {
+        self.offering.remove(pv);
     }
 
     /// Work for the PV ended well: nothing of the past counts any more.

@@ -21,7 +21,7 @@ use crate::brake::Brake;
 use crate::config::Config;
 use crate::discovery::Finding;
 use crate::identity::{DeviceNumber, Identity};
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Entry, Ledger, State};
 use crate::memory::Memory;
 use crate::method::WipeRules;
 use crate::pv::{OwnedPv, Phase, Seen, Volume};
@@ -154,6 +154,8 @@ pub struct Creation {
     pub volume: Volume,
     /// The volume, to be looked at before; its record is what the ledger is to say first.
     pub target: Target,
+    /// What the ledger is to say again if the PV is certainly not made.
+    pub before: State,
 }
 
 /// A PV to be adopted, or whose volume has been accepted as the right one.

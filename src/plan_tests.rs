@@ -157,6 +157,17 @@ fn an_offered_volume_whose_pv_is_gone_is_quarantined() {
 }
 
 #[test]
+fn a_pv_that_was_asked_for_and_not_seen_is_asked_for_again_by_the_same_process() {
+    let name = testing::owned_pv("a", "c").name;
+    let offered = State::Offered { pv: name.as_str().into(), uid: None, since: None };
+    let mut scene = scene().with_state(offered);
+    scene.memory.begin_offering(&name);
+    assert_eq!(created(scene.decides().0).0.claim, None);
+    scene.memory.saw(&name);
+    assert!(created(scene.decides().0).0.claim.is_some(), "it was there, and is gone");
+}
+
+#[test]
 fn a_half_wiped_volume_without_a_pv_is_wiped_and_a_retired_one_stays_out() {
     let wiping = State::Wiping { pv: "p".into(), uid: "u".into(), claim: None, method: "zero".into(), cursor: None };
     let (volume, entry) = created(scene().with_state(wiping.clone()).decides().0);

@@ -117,7 +117,7 @@ impl Tools {
 
     /// The ledger first, then the PV: a volume that somebody may use is never unknown.
     async fn create(&self, creation: Creation) -> Ended {
-        let Creation { mut volume, target } = creation;
+        let Creation { mut volume, target, before } = creation;
         let mut entry = (*target.record).clone();
         // What is made to be quarantined or wiped is looked at by then.
         if volume.claim.is_none() {
@@ -138,14 +138,21 @@ impl Tools {
                 Err(ended) => return ended,
             }
         }
-        if let Err(error) = self.scribe.record(entry).await {
+        if let Err(error) = self.scribe.record(entry.clone()).await {
             return Ended::Ledger(error);
         }
-        match self.cluster.create(&volume).await {
+        let error = match self.cluster.create(&volume).await {
+            Ok(created) => return Ended::Is(Box::new(created)),
             // Made by a call that had no answer, or somebody else's: look.
-            Err(ApiError::AlreadyExists) => self.cluster.get(&volume.name).await.into(),
-            Err(ApiError::NotFound) => Ended::Api(ApiError::Rejected("not found, though it was to be made".to_owned())),
-            created => created.map(Some).into(),
+            Err(ApiError::AlreadyExists) => return self.cluster.get(&volume.name).await.into(),
+            // Whether it was made is open: the ledger goes on saying that it may be.
+            Err(error @ ApiError::Unknown(_)) => return Ended::Api(error),
+            Err(ApiError::NotFound) => ApiError::Rejected("not found, though it was to be made".to_owned()),
+            Err(error) => error,
+        };
+        match self.scribe.record(Entry { state: before, ..entry }).await {
+            Ok(()) => Ended::Api(error),
+            Err(unwritten) => Ended::Ledger(unwritten),
         }
     }
 

@@ -44,6 +44,7 @@ fn try_offer(
     if let Some(trouble) = world.ledger_trouble {
         return refused(Reason::Pending, format!("not before the ledger can be written: {trouble}"));
     }
+    let before = before(world, finding, candidate);
     let (volume, entry) = through_the_gate(world, class, finding, candidate, volume)?;
     let verdict = match &volume.claim {
         None => Verdict::new(Reason::Pending, "its PV is being made"),
@@ -61,7 +62,7 @@ fn try_offer(
         disks: Box::default(),
         record: Box::new(entry),
     };
-    plan.actions.push(Action::Create(Box::new(Creation { volume, target })));
+    plan.actions.push(Action::Create(Box::new(Creation { volume, target, before })));
     Ok(verdict)
 }
 
@@ -92,6 +93,15 @@ fn volume(world: &World<'_>, class: &Class, finding: &Finding, candidate: &Candi
     }
 }
 
+/// What the ledger is to say again if the PV is not made.
+fn before(world: &World<'_>, finding: &Finding, candidate: &Candidate) -> State {
+    match world.ledger.find(&candidate.sighting.identity, &finding.host_path) {
+        // Asked for, and not made.
+        Found::One(Entry { state: State::Offered { .. }, .. }) | Found::None => State::Clean,
+        Found::One(entry) | Found::Unsure(entry, _) => entry.state.clone(),
+    }
+}
+
 /// What the ledger knows of the volume's content decides how its PV is made.
 fn through_the_gate(
     world: &World<'_>,
@@ -101,7 +111,8 @@ fn through_the_gate(
     volume: Volume,
 ) -> Result<(Volume, Entry), Verdict> {
     let sighting = &candidate.sighting;
-    let known = match world.ledger.find(&sighting.identity) {
+    let found = world.ledger.find(&sighting.identity, &finding.host_path);
+    let known = match found {
         Found::One(entry) | Found::Unsure(entry, _) => Some(entry),
         Found::None => None,
     };
@@ -125,7 +136,12 @@ fn through_the_gate(
     let wipe = |volume: Volume, entry: Entry, claim: Option<&Claim>, why: &str| {
         Ok((volume.quarantined(claim, why, true), entry))
     };
-    match standing(known, world.ledger.lost() > 0) {
+    let standing = match known.map(|entry| &entry.state) {
+        // This process has asked for the PV, and has not seen it since: it asks again.
+        Some(State::Offered { uid: None, .. }) if world.memory.is_offering(&volume.name) => Standing::Free,
+        _ => standing(found, world.ledger.lost() > 0),
+    };
+    match standing {
         Standing::HalfWiped { claim } => {
             wipe(volume, entry, claim.as_ref(), "its wipe was begun and has not ended; its PV was removed meanwhile")
         }

@@ -56,7 +56,7 @@ pub fn identity<'a>(world: &World<'a>, owned: &'a OwnedPv) -> Option<&'a Arc<Ide
 }
 
 fn known<'a>(world: &World<'a>, owned: &OwnedPv, identity: &Identity) -> Option<&'a Entry> {
-    world.ledger.of_pv(&owned.uid).or_else(|| match world.ledger.find(identity) {
+    world.ledger.of_pv(&owned.uid).or_else(|| match world.ledger.find(identity, &owned.path) {
         Found::One(entry) | Found::Unsure(entry, _) => Some(entry),
         Found::None => None,
     })

@@ -227,7 +227,7 @@ impl Scene {
             let pv = action.pv().to_owned();
             match action {
                 Action::Create(creation) => {
-                    let Creation { volume, target } = *creation;
+                    let Creation { volume, target, .. } = *creation;
                     let phase = if volume.claim.is_some() { Phase::Released } else { Phase::Available };
                     let owned = owned_pv(&volume, phase, false, false);
                     assert!(self.owned.insert(pv, owned).is_none(), "no PV is made over another");
