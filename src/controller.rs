@@ -4,6 +4,7 @@
 
 mod act;
 mod books;
+mod results;
 mod scribe;
 mod tell;
 mod turns;
@@ -15,14 +16,14 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::admin::View;
 use crate::brake::{self, Brake};
 use crate::cache::{Cache, Event, feed};
-use crate::cluster::{ApiError, Cluster};
+use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::deleter::{Control, WipeError};
+use crate::deleter::Control;
 use crate::discovery::{self, Finding, Listing, Snapshot};
 use crate::events::{self, About, Events};
 use crate::ledger::Ledger;
@@ -32,9 +33,9 @@ use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
 use crate::pv::Decoded;
 use crate::state_dir::Writer;
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::Verdict;
 use crate::volume::NodeFacts;
-use act::{Done, Ended, Tools};
+use act::{Done, Tools};
 use books::Books;
 use tell::Teller;
 use turns::Turns;
@@ -410,74 +411,6 @@ impl Controller {
                 _ => self.queue.push_back(action),
             }
         }
-    }
-
-    fn take_results(&mut self, first: Result<Done, tokio::task::JoinError>) {
-        let mut next = Some(first);
-        while let Some(result) = next {
-            match result {
-                Ok(done) => self.take_result(done),
-                Err(error) => panic!("a task of the controller ended without a result: {error}"),
-            }
-            next = self.work.try_join_next();
-        }
-    }
-
-    fn take_result(&mut self, Done { pv, ended }: Done) {
-        let reclaimed = self.reclaiming.remove(&pv).is_some();
-        self.dirty = true;
-        let name_only = self.config.use_node_name_only;
-        if !matches!(ended, Ended::Api(ApiError::Unknown(_))) && self.memory.api_answered() {
-            info!("The API server answers again");
-        }
-        match ended {
-            Ended::Is(object) => match self.cache.learn(&object, name_only) {
-                Some(_) => {
-                    self.memory.saw(&pv);
-                    self.memory.succeeded(&pv);
-                }
-                None => {
-                    let detail = format!("the name {pv} is taken by a PV that is not ours; delete or rename it");
-                    self.fail(&pv, Verdict::new(Reason::Refused, detail));
-                }
-            },
-            Ended::IsGone => {
-                let last = self.cache.owned().get(&pv);
-                self.books.note_gone(last, &self.tools.scribe);
-                if let Some(since) = last.filter(|_| reclaimed).and_then(|owned| owned.since) {
-                    self.memory.note_reclaimed(since);
-                }
-                self.cache.remove(&pv);
-                self.memory.succeeded(&pv);
-            }
-            Ended::Api(ApiError::Unknown(error)) => {
-                let verdict = Verdict::new(Reason::Pending, "the API server has not answered");
-                self.memory.unanswered(&pv, verdict, Instant::now(), fastrand::f64());
-                if self.memory.api_is_silent(Instant::now(), fastrand::f64()) {
-                    warn!(error, "The API server does not answer; trying again");
-                }
-                // What has not begun yet is decided on anew.
-                for action in self.queue.drain(..) {
-                    self.memory.look_again(action.pv());
-                }
-            }
-            Ended::Api(error) => {
-                self.fail(&pv, Verdict::new(Reason::Refused, format!("its PV can't be written: {error}")));
-            }
-            Ended::Ledger(error) => {
-                self.memory.look_again(&pv);
-                self.books.complain(&error.to_string());
-                let about = About::Node(self.node_name.clone());
-                self.tools.events.send(events::Event::warning(about, "LedgerNotWritable", error.to_string()));
-            }
-            Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped => self.memory.look_again(&pv),
-            Ended::NotWiped(error) => self.fail(&pv, error.verdict()),
-        }
-    }
-
-    fn fail(&mut self, pv: &str, verdict: Verdict) {
-        debug!(pv, %verdict, "Work failed; waiting before it is tried again");
-        self.memory.failed(pv, verdict, Instant::now(), fastrand::f64());
     }
 
     async fn stop(mut self) {
