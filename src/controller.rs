@@ -31,7 +31,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
-use crate::pv::Decoded;
+use crate::pv::{self, Decoded};
 use crate::state_dir::Writer;
 use crate::verdict::Verdict;
 use crate::volume::NodeFacts;
@@ -70,8 +70,8 @@ pub struct Parts {
     pub ledger: Ledger,
     /// Makes that durable, when there is a state directory.
     pub writer: Option<Writer>,
-    /// Where Events are sent.
-    pub events: Events,
+    /// Where Events are put, and whence they are sent.
+    pub events: (Events, mpsc::Receiver<events::Event>),
 }
 
 /// The loop and its state.
@@ -88,6 +88,7 @@ pub struct Controller {
     event_sender: mpsc::Sender<Event>,
     feeds: JoinSet<()>,
     pv_feeds: JoinSet<()>,
+    sender: JoinSet<()>,
     fed_for: Option<NodeFacts>,
     snapshot: Option<Arc<Snapshot>>,
     findings: Vec<Finding>,
@@ -95,6 +96,8 @@ pub struct Controller {
     memory: Memory,
     books: Books,
     teller: Teller,
+    /// Events, until it is known who sends them.
+    unsent: Option<mpsc::Receiver<events::Event>>,
     turns: Turns,
     brake: Option<Brake>,
     random: u64,
@@ -122,6 +125,7 @@ impl Controller {
         let (event_sender, events) = mpsc::channel(64);
         let (stop, stopped) = watch::channel(false);
         let resync_at = Instant::now() + next_resync(&parts.config);
+        let (notices, unsent) = parts.events;
         let (books, scribe) = Books::open(parts.ledger, parts.writer);
         let mut controller = Self {
             node_name: parts.node_name,
@@ -132,8 +136,9 @@ impl Controller {
                 stopped,
                 metrics: parts.metrics,
                 scribe,
-                events: parts.events,
+                events: notices,
             },
+            unsent: Some(unsent),
             books,
             teller: Teller::default(),
             turns: Turns::new(parts.config.max_parallel_wipes),
@@ -149,6 +154,7 @@ impl Controller {
             event_sender,
             feeds: JoinSet::new(),
             pv_feeds: JoinSet::new(),
+            sender: JoinSet::new(),
             fed_for: None,
             snapshot: None,
             findings: Vec::new(),
@@ -316,6 +322,10 @@ impl Controller {
         let (client, events) = (self.watches.clone(), self.event_sender.clone());
         self.pv_feeds.spawn(feed::persistent_volumes(client, node.clone(), name_only, events.clone()));
         self.pv_feeds.spawn(feed::sweep(self.cluster.clone(), node.clone(), name_only, events));
+        if let Some(unsent) = self.unsent.take() {
+            let component = pv::provisioner_name(&node, name_only);
+            self.sender.spawn(events::send_all(self.cluster.clone(), component, unsent));
+        }
         self.tools.node = Some(Arc::new(node.clone()));
         self.fed_for = Some(node);
     }
@@ -329,6 +339,10 @@ impl Controller {
         }
         let now = Instant::now();
         self.books.take_written();
+        if let Some(trouble) = self.books.take_new_trouble() {
+            let about = About::Node(self.node_name.clone());
+            self.tools.events.send(events::Event::warning(about, "LedgerNotWritable", trouble));
+        }
         let plan = plan::plan(&World {
             config: &self.config,
             node: self.cache.node().expect("a complete cache knows the Node"),

@@ -14,7 +14,7 @@ use mooring::admin::{self, View};
 use mooring::cluster::Cluster;
 use mooring::config::Config;
 use mooring::controller::{Controller, Parts};
-use mooring::events::{self, Events};
+use mooring::events::Events;
 use mooring::ledger::Ledger;
 use mooring::metrics::Metrics;
 use mooring::state_dir::{StateDir, Writer};
@@ -107,8 +107,7 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
                 return Ok(());
             }
         };
-        let (events, queue) = Events::new();
-        tokio::spawn(events::send_all(cluster.clone(), "mooring".to_owned(), queue));
+        let events = Events::new();
         let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, writer, events };
         let controller = Controller::start(parts)?;
         controller.run(requested(shutdown)).await;

@@ -22,6 +22,8 @@ pub struct Books {
     arrived: Option<Entry>,
     saves: JoinSet<Result<(), SaveError>>,
     trouble: Option<String>,
+    /// Trouble that has not been told yet.
+    new_trouble: Option<String>,
     retry_at: Option<Instant>,
 }
 
@@ -29,7 +31,18 @@ impl Books {
     /// Also returns the scribe for those who work on single volumes.
     pub fn open(ledger: Ledger, writer: Option<Writer>) -> (Self, Scribe) {
         let (scribe, heard) = Scribe::new(writer);
-        (Self { ledger, heard, arrived: None, saves: JoinSet::new(), trouble: None, retry_at: None }, scribe)
+        (
+            Self {
+                ledger,
+                heard,
+                arrived: None,
+                saves: JoinSet::new(),
+                trouble: None,
+                new_trouble: None,
+                retry_at: None,
+            },
+            scribe,
+        )
     }
 
     /// What is known of each volume.
@@ -40,6 +53,11 @@ impl Books {
     /// Why it can't be written, if so.
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
+    }
+
+    /// The trouble that has come up since the last time.
+    pub fn take_new_trouble(&mut self) -> Option<String> {
+        self.new_trouble.take()
     }
 
     /// Completes when there is something to take over.
@@ -88,6 +106,7 @@ impl Books {
     pub fn complain(&mut self, problem: &str) {
         if self.trouble.as_deref() != Some(problem) {
             error!(problem, "The ledger can't be written; nothing is offered or wiped until it can");
+            self.new_trouble = Some(problem.to_owned());
         }
         self.trouble = Some(problem.to_owned());
         self.retry_at.get_or_insert_with(|| Instant::now() + RETRY);

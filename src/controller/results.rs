@@ -9,7 +9,6 @@ use super::Controller;
 use super::act::{Done, Ended};
 use crate::cluster::ApiError;
 use crate::deleter::WipeError;
-use crate::events::{self, About};
 use crate::verdict::{Reason, Verdict};
 
 impl Controller {
@@ -32,6 +31,7 @@ impl Controller {
         if !matches!(ended, Ended::Api(ApiError::Unknown(_))) && self.memory.api_answered() {
             info!("The API server answers again");
         }
+        let released_at = self.cache.owned().get(&pv).filter(|_| reclaimed).and_then(|owned| owned.since);
         match ended {
             Ended::Is(object) => match self.cache.learn(&object, name_only) {
                 Some(_) => {
@@ -46,9 +46,6 @@ impl Controller {
             Ended::IsGone => {
                 let last = self.cache.owned().get(&pv);
                 self.books.note_gone(last, &self.tools.scribe);
-                if let Some(since) = last.filter(|_| reclaimed).and_then(|owned| owned.since) {
-                    self.memory.note_reclaimed(since);
-                }
                 self.cache.remove(&pv);
                 self.memory.succeeded(&pv);
             }
@@ -69,11 +66,16 @@ impl Controller {
             Ended::Ledger(error) => {
                 self.memory.look_again(&pv);
                 self.books.complain(&error.to_string());
-                let about = About::Node(self.node_name.clone());
-                self.tools.events.send(events::Event::warning(about, "LedgerNotWritable", error.to_string()));
+            }
+            Ended::NotWiped(WipeError::Ledger(problem)) => {
+                self.memory.look_again(&pv);
+                self.books.complain(&problem);
             }
             Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped => self.memory.look_again(&pv),
             Ended::NotWiped(error) => self.fail(&pv, error.verdict()),
+        }
+        if let Some(released_at) = released_at.filter(|_| !self.cache.owned().contains_key(&pv)) {
+            self.memory.note_reclaimed(released_at);
         }
     }
 

@@ -55,6 +55,15 @@ pub fn identity<'a>(world: &World<'a>, owned: &'a OwnedPv) -> Option<&'a Arc<Ide
     owned.identity.as_ref().or_else(|| world.ledger.of_pv(&owned.uid).map(|entry| &entry.identity))
 }
 
+/// Why nobody may claim the PV.
+pub fn why_quarantined(world: &World<'_>, owned: &OwnedPv) -> String {
+    let entry = identity(world, owned).and_then(|identity| known(world, owned, identity));
+    match entry.map(|entry| &entry.state) {
+        Some(State::Quarantined { reason, .. }) => reason.to_string(),
+        _ => "it may hold a tenant's data".to_owned(),
+    }
+}
+
 fn known<'a>(world: &World<'a>, owned: &OwnedPv, identity: &Identity) -> Option<&'a Entry> {
     world.ledger.of_pv(&owned.uid).or_else(|| match world.ledger.find(identity, &owned.path) {
         Found::One(entry) | Found::Unsure(entry, _) => Some(entry),

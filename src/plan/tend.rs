@@ -212,7 +212,7 @@ fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
     }
     match owned.phase {
         Phase::Released | Phase::Failed if owned.quarantined => {
-            Verdict::new(Reason::Quarantined, "it may hold a tenant's data")
+            Verdict::new(Reason::Quarantined, record::why_quarantined(world, owned))
         }
         Phase::Released | Phase::Failed => {
             let policy = owned.reclaim_policy.as_str();
