@@ -4,7 +4,8 @@
 //!
 //! A path is used once, to open the volume; identity is compared on the open file,
 //! and everything after goes through that file. Nothing here takes a path and
-//! destroys data. All of it blocks: it runs on a thread of its own ([`spawn`]).
+//! destroys data; only a cleaner command of the admin's own is told one, while the file
+//! is held. All of it blocks: it runs on a thread of its own ([`spawn`]).
 
 mod claim;
 mod control;
