@@ -91,7 +91,6 @@ impl Cache {
                     // Of one that only lost its label, the object is as it was before.
                     if let Decoded::Owned(last) = last
                         && last.terminating
-                        && last.free_of_finalizers
                         && self.owned.get(&name).is_none_or(|known| version(known) <= version(&last))
                     {
                         self.owned.insert(name.clone(), *last);
@@ -133,9 +132,11 @@ impl Cache {
             return None;
         };
         let owned = (**owned).clone();
+        let stale = self.owned.get(&owned.name).is_some_and(|known| version(known) > version(&owned));
         if owned.terminating && owned.free_of_finalizers {
             self.remove(&owned.name);
-        } else {
+        } else if !stale {
+            // An answer that was overtaken by the watch clears nothing.
             self.suspects.remove(&owned.name);
             self.insert(decoded);
         }

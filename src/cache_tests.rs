@@ -1,5 +1,8 @@
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::{Cache, Event};
 use crate::pv::{self, Decoded, ForeignPath, OwnedPv, Phase};
 use crate::testing;
@@ -132,4 +135,28 @@ fn answers_are_learned_from() {
     object.metadata.deletion_timestamp = None;
     assert!(cache.learn(&object, false).is_none());
     assert_eq!(cache.foreign()["/h/c/a"], owned.name);
+}
+
+/// The answer of a delete may come after the watch has told of the end.
+#[test]
+fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_pv_back() {
+    let mut cache = Cache::default();
+    cache.apply(Event::Node(Ok(testing::node())));
+    let object = |version: &str, finalizers: Option<Vec<String>>| {
+        let mut object = pv::encode(&testing::volume("a", "c"));
+        object.metadata.uid = Some("uid".to_owned());
+        object.metadata.resource_version = Some(version.to_owned());
+        object.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        object.metadata.finalizers = finalizers;
+        object
+    };
+    let answer = object("5", Some(vec!["kubernetes.io/pv-protection".to_owned()]));
+    let seen = object("4", Some(vec!["kubernetes.io/pv-protection".to_owned()]));
+    let name = seen.metadata.name.clone().expect("it has a name");
+    cache.learn(&seen, false);
+    let last = pv::sort(&object("6", None), &testing::node(), false);
+    cache.apply(Event::PvLeft { name: name.clone(), uid: "uid".to_owned(), last });
+    assert!(cache.suspects().contains(&name));
+    cache.learn(&answer, false);
+    assert!(cache.suspects().contains(&name), "it is still to be looked at");
 }

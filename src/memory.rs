@@ -4,13 +4,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::Verdict;
 
 /// First and longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// The same while somebody uses a volume that is to be wiped: to look costs little, and it
-/// is wanted as soon as it is free.
-const BUSY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// The same after a look that costs little, and that is to be repeated soon: whether a
+/// volume is still in use, or still not empty.
+const CHEAP: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// How many of the last reclaims are remembered, for the brake on mass release.
 const RECLAIMED: usize = 256;
 /// First and longest wait while the API server does not answer: nothing that is to be
@@ -90,11 +90,11 @@ impl Memory {
         self.in_flight.remove(pv);
     }
 
-    /// Work for the PV failed; it waits longer with each failure in a row (see [`backoff`]).
-    pub fn failed(&mut self, pv: &str, verdict: Verdict, now: Instant, jitter: f64) {
+    /// Work for the PV failed; it waits longer with each failure in a row (see [`backoff`]),
+    /// but never long when it was only a look, `cheap` to repeat.
+    pub fn failed(&mut self, pv: &str, verdict: Verdict, cheap: bool, now: Instant, jitter: f64) {
         let failures = self.failures(pv);
-        let bounds = if verdict.reason == Reason::Busy { BUSY } else { BACKOFF };
-        let wait = backoff(bounds, failures, jitter);
+        let wait = backoff(if cheap { CHEAP } else { BACKOFF }, failures, jitter);
         self.set_back(pv, Setback { verdict, retry_at: now + wait, failures: failures.saturating_add(1) });
     }
 
@@ -188,6 +188,7 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Reason;
 
     #[test]
     fn waits_double_up_to_five_minutes_and_end_with_success() {
@@ -195,7 +196,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             memory.begin("pv");
-            memory.failed("pv", Verdict::new(Reason::Refused, ""), now, 0.999_999);
+            memory.failed("pv", Verdict::new(Reason::Refused, ""), false, now, 0.999_999);
             assert!(memory.in_flight.is_empty());
             waits.push((memory.setback("pv").expect("just failed").retry_at - now).as_secs_f64().round());
         }

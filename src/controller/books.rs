@@ -19,7 +19,6 @@ const RETRY: Duration = Duration::from_secs(2);
 pub struct Books {
     ledger: Ledger,
     heard: UnboundedReceiver<Entry>,
-    arrived: Option<Entry>,
     saves: JoinSet<Result<(), SaveError>>,
     trouble: Option<String>,
     /// Trouble that has not been told yet.
@@ -31,18 +30,7 @@ impl Books {
     /// Also returns the scribe for those who work on single volumes.
     pub fn open(ledger: Ledger, writer: Option<Writer>) -> (Self, Scribe) {
         let (scribe, heard) = Scribe::new(writer);
-        (
-            Self {
-                ledger,
-                heard,
-                arrived: None,
-                saves: JoinSet::new(),
-                trouble: None,
-                new_trouble: None,
-                retry_at: None,
-            },
-            scribe,
-        )
+        (Self { ledger, heard, saves: JoinSet::new(), trouble: None, new_trouble: None, retry_at: None }, scribe)
     }
 
     /// What is known of each volume.
@@ -63,7 +51,7 @@ impl Books {
     /// Completes when there is something to take over.
     pub async fn written(&mut self) {
         tokio::select! {
-            Some(entry) = self.heard.recv() => self.arrived = Some(entry),
+            Some(entry) = self.heard.recv() => self.ledger.insert(entry),
             Some(saved) = self.saves.join_next() => self.take_saved(saved),
             else => std::future::pending().await,
         }
@@ -71,8 +59,7 @@ impl Books {
 
     /// Takes over what those who work on single volumes have written.
     pub fn take_written(&mut self) {
-        let mut next = self.arrived.take();
-        while let Some(entry) = next.take().or_else(|| self.heard.try_recv().ok()) {
+        while let Ok(entry) = self.heard.try_recv() {
             self.ledger.insert(entry);
         }
     }
@@ -91,7 +78,7 @@ impl Books {
     /// A PV is gone. If it was seen to go, and had never been claimed, its volume is as it
     /// was before it was offered.
     pub fn note_gone(&mut self, last: Option<&OwnedPv>, scribe: &Scribe) {
-        let Some(last) = last.filter(|last| last.terminating && last.free_of_finalizers) else { return };
+        let Some(last) = last.filter(|last| last.terminating) else { return };
         let unused = last.phase == Phase::Available && last.claim.is_none();
         let Some(entry) = self.ledger.of_pv(&last.uid).filter(|_| unused) else { return };
         let offered =

@@ -72,7 +72,16 @@ impl Controller {
                 self.books.complain(&problem);
             }
             Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped => self.memory.look_again(&pv),
-            Ended::NotWiped(error) => self.fail(&pv, error.verdict()),
+            Ended::NotWiped(error) => {
+                let is_device = || self.cache.owned().get(&pv)?.identity.as_ref().map(|identity| identity.is_device());
+                let cheap = match &error {
+                    WipeError::Busy(_) => true,
+                    // All of a device may have been read.
+                    WipeError::NotBlank(_) => is_device() == Some(false),
+                    _ => false,
+                };
+                self.fail_with(&pv, error.verdict(), cheap);
+            }
         }
         if let Some(released_at) = released_at.filter(|_| !self.cache.owned().contains_key(&pv)) {
             self.memory.note_reclaimed(released_at);
@@ -80,7 +89,11 @@ impl Controller {
     }
 
     fn fail(&mut self, pv: &str, verdict: Verdict) {
+        self.fail_with(pv, verdict, false);
+    }
+
+    fn fail_with(&mut self, pv: &str, verdict: Verdict, cheap: bool) {
         debug!(pv, %verdict, "Work failed; waiting before it is tried again");
-        self.memory.failed(pv, verdict, Instant::now(), fastrand::f64());
+        self.memory.failed(pv, verdict, cheap, Instant::now(), fastrand::f64());
     }
 }
