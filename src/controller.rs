@@ -273,7 +273,15 @@ impl Controller {
         while let Some(event) = next {
             match &event {
                 Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
-                Event::Pv(Decoded::Owned(owned)) => self.memory.saw(&owned.name),
+                Event::Pv(Decoded::Owned(owned)) | Event::PvListed(Decoded::Owned(owned)) => {
+                    self.memory.saw(&owned.name);
+                    // An admin's word ends the look into a quarantined volume.
+                    if let Some(control) =
+                        self.reclaiming.get(&owned.name).filter(|_| owned.quarantined && owned.word.is_some())
+                    {
+                        control.cancel();
+                    }
+                }
                 Event::PvLeft { name, .. } => {
                     // What was found wrong with the former PV is nothing against the next.
                     self.memory.forget_setback(name);
@@ -361,6 +369,8 @@ impl Controller {
             random: self.random,
         });
         self.memory.note_missing(plan.missing, now);
+        self.memory.note_wanted(plan.wanted, now);
+        self.memory.note_mass_release(plan.mass_release, now);
         self.books.note(plan.records, &self.tools.scribe);
         self.heed_brakes(plan.brake);
         self.dirty = false;
@@ -393,6 +403,14 @@ impl Controller {
                 control.cancel();
             }
         }
+        if all || brake.is_some() {
+            // What has not begun is decided on anew.
+            let (dropped, kept) =
+                std::mem::take(&mut self.queue).into_iter().partition(|action| matches!(action, Action::Reclaim(_)));
+            self.queue = kept;
+            let dropped: VecDeque<Action> = dropped;
+            dropped.iter().for_each(|action| self.memory.look_again(action.pv()));
+        }
         if let Some(Brake { released, of, .. }) = brake.filter(|_| self.brake.is_none()) {
             let minutes = brake::HOLD.as_secs() / 60;
             let note = format!(
@@ -412,13 +430,21 @@ impl Controller {
         let limit = if self.memory.is_silent() { 1 } else { MAX_IN_FLIGHT };
         for action in std::mem::take(&mut self.queue) {
             match &action {
-                Action::Reclaim(target) if self.reclaiming.len() < MAX_RECLAIMS => {
+                Action::Reclaim(target) | Action::FreeIfBlank { target, .. }
+                    if self.reclaiming.len() < MAX_RECLAIMS =>
+                {
                     let control = Arc::new(Control::default());
                     self.reclaiming.insert(target.pv.clone(), Arc::clone(&control));
-                    let place = self.turns.place(target);
-                    self.work.spawn(self.tools.clone().reclaim((**target).clone(), place, control));
+                    let (tools, place) = (self.tools.clone(), self.turns.place(target));
+                    match action {
+                        Action::FreeIfBlank { pv, target } => {
+                            self.work.spawn(tools.free_if_blank(pv, *target, place, control))
+                        }
+                        Action::Reclaim(target) => self.work.spawn(tools.reclaim(*target, place, control)),
+                        _ => unreachable!("matched above"),
+                    };
                 }
-                Action::Reclaim(_) => self.queue.push_back(action),
+                Action::Reclaim(_) | Action::FreeIfBlank { .. } => self.queue.push_back(action),
                 _ if self.work.len() - self.reclaiming.len() < limit => {
                     self.work.spawn(self.tools.clone().write(action));
                 }

@@ -43,6 +43,7 @@ use wipe::Device;
 pub struct Claimed {
     fence: Fence,
     volume: OpenVolume,
+    is_the_recorded_one: bool,
 }
 
 /// A claimed volume of which everything was overwritten or removed.
@@ -64,6 +65,12 @@ impl Verified {
     #[must_use]
     pub fn fence(&self) -> &Fence {
         &self.claimed.fence
+    }
+
+    /// Whether it is the volume that was recorded, or one in its place that was empty.
+    #[must_use]
+    pub fn is_the_recorded_one(&self) -> bool {
+        self.claimed.is_the_recorded_one
     }
 
     /// What was done.
@@ -228,6 +235,7 @@ pub fn wipe(claimed: Claimed, mut job: Job<'_>, control: &Control) -> Result<Ver
 
 fn destroy(claimed: Claimed, job: &mut Job<'_>, control: &Control) -> Result<Wiped, WipeError> {
     let began = Instant::now();
+    control.check()?;
     match &claimed.volume {
         OpenVolume::Directory(root) => {
             control.enter(Phase::Removing);

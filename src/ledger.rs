@@ -88,7 +88,9 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "is")]
 pub enum State {
-    /// Wiped and verified, or never used since it was found.
+    /// Nothing is known of its content, and nobody has used it since it was found.
+    AsFound,
+    /// Wiped and verified, or found empty.
     Clean,
     /// A PV offers it, or is about to.
     Offered {
@@ -130,6 +132,8 @@ pub enum State {
     Quarantined {
         /// Why.
         reason: Box<str>,
+        /// Name of the PV that the claim was bound to.
+        pv: Box<str>,
         /// The claim that had it, when that is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         claim: Option<Claim>,
@@ -145,7 +149,7 @@ impl State {
     /// The least clean counts when two entries are about one volume.
     fn distrust(&self) -> u8 {
         match self {
-            Self::Clean => 0,
+            Self::AsFound | Self::Clean => 0,
             Self::Offered { .. } => 1,
             Self::Used { .. } => 2,
             Self::Wiping { .. } => 3,
@@ -154,11 +158,13 @@ impl State {
         }
     }
 
-    fn uid(&self) -> Option<&str> {
+    /// UID of the PV that it is about.
+    #[must_use]
+    pub fn uid(&self) -> Option<&str> {
         match self {
             Self::Offered { uid, .. } => uid.as_deref(),
             Self::Used { uid, .. } | Self::Wiping { uid, .. } => Some(uid),
-            Self::Clean | Self::Quarantined { .. } | Self::Retired { .. } => None,
+            Self::AsFound | Self::Clean | Self::Quarantined { .. } | Self::Retired { .. } => None,
         }
     }
 }
@@ -193,7 +199,13 @@ impl Entry {
     #[must_use]
     pub fn new(id: EntryId, class: &str, path: &str, identity: Arc<Identity>, as_of: Timestamp) -> Self {
         let (class, path) = (class.into(), path.into());
-        Self { id, class, path, identity, root: None, state: State::Clean, as_of, receipts: Vec::new() }
+        Self { id, class, path, identity, root: None, state: State::AsFound, as_of, receipts: Vec::new() }
+    }
+
+    /// What the state was before the volume was offered: nobody has used it since.
+    #[must_use]
+    pub fn unused(&self) -> State {
+        if self.receipts.is_empty() { State::AsFound } else { State::Clean }
     }
 
     /// Adds the receipt of a wipe, and forgets the oldest.
@@ -331,16 +343,14 @@ pub enum Standing {
     NeverSeen,
     /// It may hold a tenant's data.
     Dirty {
-        /// The claim that had it, when that is known.
-        claim: Option<Claim>,
+        /// The claim that had it, and the name of the PV that it was bound to, when that is
+        /// known.
+        claim: Option<(Box<str>, Claim)>,
         /// How that is known.
         why: String,
     },
     /// Its wipe has begun and has not ended.
-    HalfWiped {
-        /// The claim whose data was being wiped.
-        claim: Option<Claim>,
-    },
+    HalfWiped,
     /// An admin does not want it offered.
     Retired,
 }
@@ -349,7 +359,10 @@ pub enum Standing {
 /// are entries that can't be read.
 #[must_use]
 pub fn standing(found: Found<'_>, lost: bool) -> Standing {
-    let dirty = |claim: Option<&Claim>, why: &str| Standing::Dirty { claim: claim.cloned(), why: why.to_owned() };
+    let dirty = |claim: Option<(&Box<str>, &Claim)>, why: &str| Standing::Dirty {
+        claim: claim.map(|(pv, claim)| (pv.clone(), claim.clone())),
+        why: why.to_owned(),
+    };
     let (entry, certain) = match found {
         Found::One(entry) => (entry, true),
         Found::Unsure(entry, _) => (entry, false),
@@ -360,21 +373,22 @@ pub fn standing(found: Found<'_>, lost: bool) -> Standing {
     };
     match &entry.state {
         State::Clean if certain => Standing::Free,
-        State::Clean => Standing::NeverSeen,
+        State::Clean | State::AsFound => Standing::NeverSeen,
         State::Offered { pv, .. } => {
             dirty(None, &format!("PV {pv} offered it, and was removed by somebody: it may have been used"))
         }
         State::Used { pv, claim: Some(claim), .. } => {
-            dirty(Some(claim), &format!("claim {claim} had it, and its PV {pv} was removed before it was wiped"))
+            dirty(Some((pv, claim)), &format!("claim {claim} had it, and its PV {pv} was removed before it was wiped"))
         }
         State::Used { pv, claim: None, .. } => {
             dirty(None, &format!("a claim had it, and its PV {pv} was removed before it was wiped"))
         }
-        State::Wiping { claim, .. } if certain => Standing::HalfWiped { claim: claim.clone() },
-        State::Wiping { claim, .. } => {
-            dirty(claim.as_ref(), "a wipe was begun at this path, and it is not certain that it was of this volume")
-        }
-        State::Quarantined { reason, claim } => dirty(claim.as_ref(), reason),
+        State::Wiping { .. } if certain => Standing::HalfWiped,
+        State::Wiping { pv, claim, .. } => dirty(
+            claim.as_ref().map(|claim| (pv, claim)),
+            "a wipe was begun at this path, and it is not certain that it was of this volume",
+        ),
+        State::Quarantined { reason, pv, claim } => dirty(claim.as_ref().map(|claim| (pv, claim)), reason),
         State::Retired { .. } => Standing::Retired,
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::brake::Brake;
 use crate::verdict::Verdict;
 
 /// First and longest wait after a failure.
@@ -26,6 +27,8 @@ pub struct Memory {
     offering: HashSet<String>,
     setbacks: HashMap<String, Setback>,
     missing: HashMap<String, Instant>,
+    wanted: HashMap<String, Instant>,
+    braking: Option<(Brake, Instant)>,
     reclaimed: VecDeque<i64>,
     silence: Option<Silence>,
 }
@@ -152,6 +155,36 @@ impl Memory {
     #[must_use]
     pub fn missing_since(&self, pv: &str) -> Option<Instant> {
         self.missing.get(pv).copied()
+    }
+
+    /// Remembers since when PVs are to be wiped: `wanted` are those of now.
+    pub fn note_wanted(&mut self, wanted: BTreeSet<String>, now: Instant) {
+        self.wanted.retain(|pv, _| wanted.contains(pv));
+        for pv in wanted {
+            self.wanted.entry(pv).or_insert(now);
+        }
+    }
+
+    /// Since when this process knows that the PV is to be wiped.
+    #[must_use]
+    pub fn wanted_since(&self, pv: &str) -> Option<Instant> {
+        self.wanted.get(pv).copied()
+    }
+
+    /// Remembers since when there is a mass release.
+    pub fn note_mass_release(&mut self, brake: Option<Brake>, now: Instant) {
+        let before = self.braking;
+        self.braking = brake.map(|brake| {
+            // It may have grown meanwhile.
+            let same = before.filter(|(other, _)| other.holds(brake.from) || brake.holds(other.from));
+            (brake, same.map_or(now, |(_, since)| since))
+        });
+    }
+
+    /// Since when this process knows of the mass release.
+    #[must_use]
+    pub fn braking_since(&self, brake: &Brake) -> Option<Instant> {
+        self.braking.filter(|(known, _)| known.holds(brake.from) || brake.holds(known.from)).map(|(_, since)| since)
     }
 
     /// A volume that was released at that second (since 1970) was reclaimed.

@@ -84,7 +84,7 @@ impl Books {
         let offered =
             State::Offered { pv: last.name.as_str().into(), uid: Some(last.uid.as_str().into()), since: last.since };
         if last.since.is_some() && entry.state == offered {
-            let entry = Entry { state: State::Clean, as_of: jiff::Timestamp::now(), ..entry.clone() };
+            let entry = Entry { state: entry.unused(), as_of: jiff::Timestamp::now(), ..entry.clone() };
             self.note(vec![entry], scribe);
         }
     }

@@ -24,14 +24,17 @@ impl Controller {
         }
     }
 
-    fn take_result(&mut self, Done { pv, ended }: Done) {
-        let reclaimed = self.reclaiming.remove(&pv).is_some();
+    fn take_result(&mut self, Done { pv, ended, wiped }: Done) {
+        self.reclaiming.remove(&pv);
         self.dirty = true;
         let name_only = self.config.use_node_name_only;
         if !matches!(ended, Ended::Api(ApiError::Unknown(_))) && self.memory.api_answered() {
             info!("The API server answers again");
         }
-        let released_at = self.cache.owned().get(&pv).filter(|_| reclaimed).and_then(|owned| owned.since);
+        if wiped {
+            let released_at = self.cache.owned().get(&pv).and_then(|owned| owned.since);
+            self.memory.note_reclaimed(released_at.unwrap_or_else(|| jiff::Timestamp::now().as_second()));
+        }
         match ended {
             Ended::Is(object) => match self.cache.learn(&object, name_only) {
                 Some(_) => {
@@ -82,9 +85,6 @@ impl Controller {
                 };
                 self.fail_with(&pv, error.verdict(), cheap);
             }
-        }
-        if let Some(released_at) = released_at.filter(|_| !self.cache.owned().contains_key(&pv)) {
-            self.memory.note_reclaimed(released_at);
         }
     }
 

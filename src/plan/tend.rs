@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::{Action, Adoption, EntryStatus, Plan, Target, World, publish, record, until, waiting};
+use super::{Action, Adoption, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
+use crate::brake;
 use crate::config::Class;
 use crate::discovery::{Candidate, Finding};
 use crate::identity::Comparison;
@@ -30,8 +31,11 @@ pub fn present(
             return verdict.clone();
         }
     };
+    if wants_reclaim(owned) {
+        plan.wanted.insert(owned.name.clone());
+    }
     if world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name) {
-        return if wants_reclaim(owned) { Verdict::new(Reason::Wiping, "") } else { kept(world, owned) };
+        return if wants_reclaim(owned) { underway(world, owned) } else { kept(world, owned) };
     }
     let now = &candidate.sighting.identity;
     let accepted = owned.accepted.as_deref() == Some(now.digest().as_str());
@@ -41,7 +45,7 @@ pub fn present(
         Some(_) if !accepted && wants_reclaim(owned) && !now.is_device() => {}
         Some(Comparison::Different(key)) if !accepted => return changed(world, owned, candidate, &key, plan),
         Some(Comparison::Unknown(why)) if !accepted => return changed(world, owned, candidate, why, plan),
-        None if owned.terminating && !accepted => {
+        None if (owned.terminating || owned.garbled) && !accepted => {
             return changed(world, owned, candidate, "nothing says which volume it was", plan);
         }
         // A PV without identity is taken for what is there now: nothing better is known.
@@ -53,7 +57,6 @@ pub fn present(
     if wants_reclaim(owned) {
         return reclaim(world, owned, candidate, rival, plan);
     }
-    record::note(world, owned, Some(now), plan);
     follow(world, owned, finding, candidate, plan)
 }
 
@@ -62,6 +65,15 @@ pub fn present(
 fn wants_reclaim(owned: &OwnedPv) -> bool {
     let fenced = owned.fenced && !(owned.terminating && owned.phase == Phase::Bound);
     fenced || (reclaim::is_wanted(owned) && !owned.terminating)
+}
+
+/// The verdict of a volume that is being reclaimed: before its wipe has begun, what was in
+/// the way the last time still may be.
+fn underway(world: &World<'_>, owned: &OwnedPv) -> Verdict {
+    let entry = world.ledger.of_pv(&owned.uid);
+    let wiping = entry.is_some_and(|entry| matches!(entry.state, State::Wiping { .. }));
+    let setback = world.memory.setback(&owned.name).filter(|_| !wiping);
+    setback.map_or_else(|| Verdict::new(Reason::Wiping, ""), |setback| setback.verdict.clone())
 }
 
 /// Removes the PV, if nobody has claimed it.
@@ -88,7 +100,6 @@ fn adopt(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, plan: &mut P
 
 /// Another volume is there than the one that was offered.
 fn changed(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, why: &str, plan: &mut Plan) -> Verdict {
-    record::note(world, owned, None, plan);
     let digest = candidate.sighting.identity.digest();
     let detail = format!("{why}; the digest of what is there now is {digest}");
     withdraw(world, owned, detail.clone(), plan);
@@ -116,7 +127,7 @@ fn reclaim(
     match target(world, owned, candidate) {
         Ok(target) => {
             plan.begin(world, Action::Reclaim(Box::new(target)));
-            Verdict::new(Reason::Wiping, "")
+            underway(world, owned)
         }
         Err(verdict) => verdict,
     }
@@ -140,16 +151,19 @@ fn held(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> 
     if owned.fenced || owned.word.is_some() {
         return None;
     }
-    let since = owned.since?;
-    if let Some(brake) = plan.brake
-        && let Some(left) = brake.holds_until(since).and_then(|second| until(world, second))
+    let since = since(world, owned);
+    if let Some(brake) = plan.brake.filter(|brake| brake.holds(since))
+        && let Some(left) = left_of(world, brake.until(), world.memory.braking_since(&brake), brake::HOLD)
     {
         let why = format!("{} of {} volumes were released within a minute", brake.released, brake.of);
         return wait(plan, left, why);
     }
-    let undo = world.config.class(&owned.class).map_or(Duration::ZERO, |class| class.wipe_after);
-    let undo = i64::try_from(undo.as_secs()).unwrap_or(i64::MAX);
-    let left = until(world, since.saturating_add(undo)).filter(|_| undo > 0)?;
+    let window = world.config.class(&owned.class).map_or(Duration::ZERO, |class| class.wipe_after);
+    if window.is_zero() {
+        return None;
+    }
+    let until = since.saturating_add(i64::try_from(window.as_secs()).unwrap_or(i64::MAX));
+    let left = left_of(world, until, world.memory.wanted_since(&owned.name), window)?;
     wait(plan, left, "wipeAfter".to_owned())
 }
 
@@ -175,6 +189,11 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
             }
             Some(Word::Wipe) | None => {}
         }
+        return kept(world, owned);
+    }
+    if owned.word.is_some() && matches!(owned.phase, Phase::Available | Phase::Bound) {
+        // A word is about the claim that is gone: the next one must not inherit it.
+        plan.begin(world, Action::DropWord(Seen::of(owned)));
         return kept(world, owned);
     }
     let Some(offered) = owned.capacity else { return kept(world, owned) };
@@ -211,8 +230,10 @@ fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
         return setback.verdict.clone();
     }
     match owned.phase {
-        Phase::Released | Phase::Failed if owned.quarantined => {
-            Verdict::new(Reason::Quarantined, record::why_quarantined(world, owned))
+        Phase::Pending | Phase::Released | Phase::Failed if owned.quarantined => {
+            let seen = world.memory.setback(&owned.name).map(|setback| setback.verdict.clone());
+            let why = || Verdict::new(Reason::Quarantined, record::why_quarantined(world, owned));
+            seen.filter(|verdict| verdict.reason == Reason::Quarantined).unwrap_or_else(why)
         }
         Phase::Released | Phase::Failed => {
             let policy = owned.reclaim_policy.as_str();
@@ -255,7 +276,6 @@ fn aliases(world: &World<'_>, class: &Class, entry: &str) -> Vec<String> {
 
 /// The volume is not there. `certain` when its directory was read.
 fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
-    record::note(world, owned, None, plan);
     if !certain {
         return;
     }

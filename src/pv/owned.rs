@@ -80,6 +80,8 @@ pub struct OwnedPv {
     pub capacity: Option<Capacity>,
     /// The identity that was recorded in it.
     pub identity: Option<Arc<Identity>>,
+    /// Whether an identity is recorded that can't be read.
+    pub garbled: bool,
     /// The ledger's entry of its volume ([`LEDGER_ENTRY`]).
     pub entry: Option<u128>,
     /// What an admin wants of it.
@@ -182,6 +184,7 @@ fn is_signed_by_us(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: 
 fn owned(pv: &PersistentVolume, local: &LocalVolumeSource, node: &NodeFacts) -> Option<OwnedPv> {
     let (metadata, spec) = (&pv.metadata, pv.spec.as_ref()?);
     let finalizers = metadata.finalizers.as_deref().unwrap_or_default();
+    let identity = annotation(pv, IDENTITY).map(|text| serde_json::from_str(text).ok().map(Arc::new));
     Some(OwnedPv {
         name: metadata.name.clone()?,
         class: spec.storage_class_name.clone().unwrap_or_default(),
@@ -205,7 +208,8 @@ fn owned(pv: &PersistentVolume, local: &LocalVolumeSource, node: &NodeFacts) -> 
             .map(|time| time.0.as_second()),
         claim: claim(pv).map(Box::new),
         capacity: spec.capacity.as_ref().and_then(|capacity| Capacity::parse(&capacity.get("storage")?.0)),
-        identity: annotation(pv, IDENTITY).and_then(|text| serde_json::from_str(text).ok()).map(Arc::new),
+        garbled: identity == Some(None),
+        identity: identity.flatten(),
         entry: annotation(pv, LEDGER_ENTRY).and_then(|text| u128::from_str_radix(text, 16).ok()),
         word: annotation(pv, RECLAIM).map(Word::parse),
         hold: is_held(metadata.annotations.as_ref()),
