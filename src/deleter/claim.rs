@@ -84,13 +84,11 @@ fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent)
             return Err(error);
         }
     }
-    if intent == Intent::Look {
-        return Ok(OpenVolume::Directory(fd));
-    }
-    if let Some(user) = busy::user_of_directory(&mounts, stat.stx_mnt_id, &target.aliases) {
+    let may_be_in_use = intent == Intent::Look;
+    if let Some(user) = busy::user_of_directory(&mounts, stat.stx_mnt_id, &target.aliases).filter(|_| !may_be_in_use) {
         return Err(WipeError::Busy(format!("{path} is in use: {user}")));
     }
-    // For directories there is no O_EXCL; this keeps out other agents at least.
+    // For directories there is no O_EXCL; this keeps out who works by the same rules.
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(OpenVolume::Directory(fd)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(WipeError::Busy(format!("another process has {path} locked"))),

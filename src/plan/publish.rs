@@ -130,7 +130,10 @@ fn through_the_gate(
         volume.annotations.insert(pv::ROOT.to_owned(), root.to_string());
     }
     let quarantine = |volume: Volume, mut entry: Entry, claim: Option<&Claim>, why: &str| {
-        entry.state = State::Quarantined { reason: why.into(), claim: claim.cloned() };
+        // How far a wipe by hand has come is still needed.
+        if !entry.state.is_wipe_by_hand() {
+            entry.state = State::Quarantined { reason: why.into(), claim: claim.cloned() };
+        }
         Ok((volume.quarantined(claim, why, false), entry))
     };
     let wipe = |volume: Volume, entry: Entry, claim: Option<&Claim>, why: &str| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Plan, World};
 use crate::identity::Identity;
-use crate::ledger::{Entry, EntryId, Found, State};
+use crate::ledger::{self, Entry, EntryId, Found, State};
 use crate::pv::{OwnedPv, Phase};
 use crate::volume::fnv1a_64;
 
@@ -42,8 +42,8 @@ fn next_state(known: Option<&State>, owned: &OwnedPv) -> Option<State> {
             {
                 used(None)
             }
-            // Taken out of quarantine as it is, or retired and offered by hand.
-            Some(State::Quarantined { claim, .. }) => used(claim.clone()),
+            // Taken out of quarantine as it is, perhaps half wiped; or retired and offered by hand.
+            Some(State::Quarantined { claim, .. } | State::Wiping { claim, .. }) => used(claim.clone()),
             Some(State::Retired { .. }) => used(None),
             _ => Some(State::Offered { pv, uid: Some(uid), since: owned.since }),
         },
@@ -60,6 +60,7 @@ pub fn why_quarantined(world: &World<'_>, owned: &OwnedPv) -> String {
     let entry = identity(world, owned).and_then(|identity| known(world, owned, identity));
     match entry.map(|entry| &entry.state) {
         Some(State::Quarantined { reason, .. }) => reason.to_string(),
+        Some(state) if state.is_wipe_by_hand() => ledger::WIPE_BY_HAND.to_owned(),
         _ => "it may hold a tenant's data".to_owned(),
     }
 }
