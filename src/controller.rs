@@ -32,7 +32,7 @@ use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
 use crate::pv::{self, Decoded};
-use crate::state_dir::Writer;
+use crate::state_dir::StateDir;
 use crate::verdict::Verdict;
 use crate::volume::NodeFacts;
 use act::{Done, Tools};
@@ -69,7 +69,7 @@ pub struct Parts {
     /// What is known of each volume's content.
     pub ledger: Ledger,
     /// Makes that durable, when there is a state directory.
-    pub writer: Option<Writer>,
+    pub state: Option<StateDir>,
     /// Where Events are put, and whence they are sent.
     pub events: (Events, mpsc::Receiver<events::Event>),
 }
@@ -126,7 +126,7 @@ impl Controller {
         let (stop, stopped) = watch::channel(false);
         let resync_at = Instant::now() + next_resync(&parts.config);
         let (notices, unsent) = parts.events;
-        let (books, scribe) = Books::open(parts.ledger, parts.writer);
+        let (books, scribe) = Books::open(parts.ledger, parts.state);
         let mut controller = Self {
             node_name: parts.node_name,
             tools: Tools {
@@ -346,7 +346,12 @@ impl Controller {
             return;
         }
         let now = Instant::now();
-        self.books.take_written();
+        for id in self.books.take_written() {
+            let owned = self.cache.owned().values().find(|owned| owned.entry == Some(id.0));
+            if let Some(owned) = owned {
+                self.memory.forget_setback(&owned.name);
+            }
+        }
         if let Some(trouble) = self.books.take_new_trouble() {
             let about = About::Node(self.node_name.clone());
             self.tools.events.send(events::Event::warning(about, "LedgerNotWritable", trouble));

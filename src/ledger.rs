@@ -115,9 +115,9 @@ pub enum State {
     },
     /// Its wipe has begun.
     Wiping {
-        /// Name of the PV.
+        /// Name of the PV; empty when it is wiped by hand (`mooring wipe`).
         pv: Box<str>,
-        /// Its UID.
+        /// Its UID; empty when there is no PV yet, or none at all.
         uid: Box<str>,
         /// The claim whose data is wiped.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +156,12 @@ impl State {
             Self::Quarantined { .. } => 4,
             Self::Retired { .. } => 5,
         }
+    }
+
+    /// Whether `mooring wipe` has begun it, and not an agent: no PV is behind it.
+    #[must_use]
+    pub fn is_wipe_by_hand(&self) -> bool {
+        matches!(self, Self::Wiping { pv, .. } if pv.is_empty())
     }
 
     /// UID of the PV that it is about.
@@ -355,6 +361,10 @@ pub enum Standing {
     Retired,
 }
 
+/// Why a volume is kept from being claimed while a wipe by hand has not ended.
+pub const WIPE_BY_HAND: &str = "its wipe by `mooring wipe` has begun and has not ended; run it again, and it goes on \
+                                where it was";
+
 /// The dirty gate: what the ledger says of a volume without a PV. `lost`: whether there
 /// are entries that can't be read.
 #[must_use]
@@ -382,6 +392,10 @@ pub fn standing(found: Found<'_>, lost: bool) -> Standing {
         }
         State::Used { pv, claim: None, .. } => {
             dirty(None, &format!("a claim had it, and its PV {pv} was removed before it was wiped"))
+        }
+        // Whoever began it may have stopped it for good reason.
+        state @ State::Wiping { pv, claim, .. } if state.is_wipe_by_hand() => {
+            dirty(claim.as_ref().map(|claim| (pv, claim)), WIPE_BY_HAND)
         }
         State::Wiping { .. } if certain => Standing::HalfWiped,
         State::Wiping { pv, claim, .. } => dirty(

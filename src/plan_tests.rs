@@ -178,6 +178,24 @@ fn a_half_wiped_volume_without_a_pv_is_wiped_and_a_retired_one_stays_out() {
 }
 
 #[test]
+fn a_wipe_by_hand_that_was_stopped_is_never_ended_by_the_agent_unasked() {
+    let by_hand = State::Wiping {
+        pv: "".into(),
+        uid: "".into(),
+        claim: Some(claim()),
+        method: "auto".into(),
+        cursor: Some(crate::ledger::Cursor { pass: 0, offset: 4096 }),
+    };
+    let (volume, entry) = created(scene().with_state(by_hand.clone()).decides().0);
+    assert!(volume.claim.is_some() && volume.reclaim_policy == ReclaimPolicy::Retain);
+    assert_eq!(entry.state, by_hand, "how far it has come is still known");
+    // Offered as it is at an admin's word, it is not clean.
+    let plan = scene().with_state(by_hand).with_pv(|_| {}).plan();
+    let states: Vec<_> = plan.records.iter().map(|entry| &entry.state).collect();
+    assert!(matches!(states[..], [State::Used { claim: Some(_), .. }]), "{states:?}");
+}
+
+#[test]
 fn a_clean_volume_is_offered_whatever_the_policy_for_unknown_ones() {
     let mut scene = scene().with_state(State::Clean);
     scene.config.classes[0].dirty = crate::config::DirtyPolicy::Quarantine;

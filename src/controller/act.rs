@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::plan::{Action, Adoption, Creation, Target};
 use crate::pv::{self, Decoded, OwnedPv, Seen};
 use crate::reclaim::Unclaimed;
-use crate::state_dir::SaveError;
+use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
 
 /// How long a volume has to be looked at before it is offered.
@@ -59,7 +59,7 @@ pub enum Ended {
     /// A call to the API server failed.
     Api(ApiError),
     /// The ledger could not be written, and nothing else was done.
-    Ledger(SaveError),
+    Ledger(StateDirError),
     /// Its volume was not wiped.
     NotWiped(WipeError),
     /// The agent is stopping.
@@ -128,32 +128,32 @@ impl Tools {
     async fn create(&self, creation: Creation) -> Ended {
         let Creation { mut volume, target, before } = creation;
         let mut entry = (*target.record).clone();
+        let mut held = None;
         // What is made to be quarantined or wiped is looked at by then.
         if volume.claim.is_none() {
-            match self.look_before(target).await {
-                Ok(Offerable { mark: Some(mark), .. }) => {
-                    let why = format!(
-                        "it carries the mark {mark} of a wipe that has not ended and that the ledger does not know"
-                    );
-                    entry.state = State::Quarantined {
-                        reason: why.as_str().into(),
-                        pv: volume.name.as_str().into(),
-                        claim: None,
-                    };
-                    volume = volume.quarantined(None, &why, false);
-                }
-                Ok(Offerable { root: Some(root), .. }) if entry.root.is_none() => {
-                    let root = serde_json::to_string(&root).expect("the facts of a directory are plain data");
-                    volume.annotations.insert(pv::ROOT.to_owned(), root.clone());
-                    entry.root = Some(root.into());
-                }
-                Ok(_) => {}
+            let seen = match self.look_before(target).await {
+                Ok(seen) => seen,
                 Err(ended) => return ended,
+            };
+            if let Some(mark) = seen.mark {
+                let why = format!(
+                    "it carries the mark {mark} of a wipe that has not ended and that the ledger does not know"
+                );
+                entry.state =
+                    State::Quarantined { reason: why.as_str().into(), pv: volume.name.as_str().into(), claim: None };
+                volume = volume.quarantined(None, &why, false);
+            } else if let Some(root) = seen.root.as_ref().filter(|_| entry.root.is_none()) {
+                let root = serde_json::to_string(root).expect("the facts of a directory are plain data");
+                volume.annotations.insert(pv::ROOT.to_owned(), root.clone());
+                entry.root = Some(root.into());
             }
+            held = Some(seen);
         }
         if let Err(error) = self.scribe.record(entry.clone()).await {
             return Ended::Ledger(error);
         }
+        // A wipe by hand takes the volume first, and then looks into the ledger.
+        drop(held);
         let error = match self.cluster.create(&volume).await {
             Ok(created) => return Ended::Is(Box::new(created)),
             // Made by a call that had no answer, or somebody else's: look.

@@ -102,13 +102,11 @@ fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent)
         // A filesystem that would be known again is still somewhere, with its data.
         is_the_recorded_one = !target.identity.is_lasting();
     }
-    if intent == Intent::Look {
-        return Ok(Opened::recorded(OpenVolume::Directory(fd)));
-    }
-    if let Some(user) = busy::user_of_directory(&mounts, stat.stx_mnt_id, &target.aliases) {
+    let may_be_in_use = intent == Intent::Look;
+    if let Some(user) = busy::user_of_directory(&mounts, stat.stx_mnt_id, &target.aliases).filter(|_| !may_be_in_use) {
         return Err(WipeError::Busy(format!("{path} is in use: {user}")));
     }
-    // For directories there is no O_EXCL; this keeps out other agents at least.
+    // For directories there is no O_EXCL; this keeps out who works by the same rules.
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Opened { volume: OpenVolume::Directory(fd), is_the_recorded_one }),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(WipeError::Busy(format!("another process has {path} locked"))),

@@ -14,6 +14,8 @@ pub struct Offerable {
     pub root: Option<RootFacts>,
     /// Of a device: the mark of a wipe that has not ended.
     pub mark: Option<MarkId>,
+    /// As long as this lives, nobody else claims the volume.
+    _volume: OpenVolume,
 }
 
 /// Looks at a volume that is about to be offered.
@@ -21,21 +23,23 @@ pub struct Offerable {
 /// # Errors
 /// It is another one by now, or the ends of a device can't be read.
 pub fn look(target: &Target) -> Result<Offerable, WipeError> {
-    match open(target, Intent::Look)?.volume {
-        OpenVolume::Directory(directory) => Ok(Offerable { root: root::read(&directory).ok(), mark: None }),
+    let volume = open(target, Intent::Look)?.volume;
+    let (root, mark) = match &volume {
+        OpenVolume::Directory(directory) => (root::read(directory).ok(), None),
         OpenVolume::Device { fd, bytes } => {
-            let mark = wipe::read_mark(&fd, bytes).map_err(WipeError::io("reading the ends of the device"))?;
-            Ok(Offerable { root: None, mark })
+            (None, wipe::read_mark(fd, *bytes).map_err(WipeError::io("reading the ends of the device"))?)
         }
-    }
+    };
+    Ok(Offerable { root, mark, _volume: volume })
 }
 
 /// Proof that nothing was on a quarantined volume while its PV was like this. Only
-/// [`blank`] makes one.
+/// [`blank`] makes one. As long as it lives, nobody else claims the volume.
 #[derive(Debug)]
 pub struct Blank {
     pv: Seen,
     is_the_recorded_one: bool,
+    _volume: OpenVolume,
 }
 
 impl Blank {
@@ -59,22 +63,22 @@ impl Blank {
 /// [`WipeError::NotBlank`] with what is there, or why it couldn't be read.
 pub fn blank(target: &Target, pv: Seen, control: &Control) -> Result<Blank, WipeError> {
     let Opened { volume, is_the_recorded_one } = open(target, Intent::Inspect)?;
-    match volume {
+    match &volume {
         OpenVolume::Directory(directory) => {
-            if let Some(name) = tree::first_entry(&directory)? {
+            if let Some(name) = tree::first_entry(directory)? {
                 return Err(WipeError::NotBlank(format!("{name} is in it")));
             }
             if let Some(facts) = target.record.root.as_deref().and_then(|text| serde_json::from_str(text).ok()) {
-                root::restore(&directory, &facts)?;
+                root::restore(directory, &facts)?;
             }
         }
         OpenVolume::Device { fd, bytes } => {
-            let device = wipe::Device::new(&fd, bytes)?;
+            let device = wipe::Device::new(fd, *bytes)?;
             match verify::is_zero(&device, control) {
                 Err(WipeError::NotClean(what)) => return Err(WipeError::NotBlank(what)),
                 other => other?,
             }
         }
     }
-    Ok(Blank { pv, is_the_recorded_one })
+    Ok(Blank { pv, is_the_recorded_one, _volume: volume })
 }

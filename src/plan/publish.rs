@@ -174,7 +174,10 @@ fn through_the_gate(
         let pv = claim.map_or_else(|| name.clone(), |(pv, _)| pv.clone());
         let of_this_name = claim.filter(|(pv, _)| *pv == name).map(|(_, claim)| claim);
         let volume = volume.quarantined(of_this_name, why, false);
-        entry.state = State::Quarantined { reason: why.into(), pv, claim: claim.map(|(_, claim)| claim.clone()) };
+        // How far a wipe by hand has come is still needed.
+        if !entry.state.is_wipe_by_hand() {
+            entry.state = State::Quarantined { reason: why.into(), pv, claim: claim.map(|(_, claim)| claim.clone()) };
+        }
         Ok((volume, entry, None))
     };
     match standing {

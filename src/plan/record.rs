@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Plan, World};
 use crate::identity::{Comparison, Identity};
-use crate::ledger::{Entry, EntryId, Found, State};
+use crate::ledger::{self, Entry, EntryId, Found, State};
 use crate::pv::{Claim, OwnedPv, Phase};
 use crate::volume::fnv1a_64;
 
@@ -56,7 +56,7 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
         Phase::Available if owned.terminating => None,
         Phase::Available => match known.map(|entry| &entry.state) {
             // Once used, only a wipe makes it clean, whoever offers it.
-            Some(State::Used { .. } | State::Wiping { .. }) => None,
+            Some(State::Used { .. }) => None,
             // Bound and released unseen, then taken back by an admin.
             Some(State::Offered { uid: Some(of), since: Some(before), .. })
                 if **of == *owned.uid && owned.since.is_some_and(|since| since > *before) =>
@@ -65,8 +65,8 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
             }
             // Offered by another PV before, which is gone: nobody knows who had it.
             Some(State::Offered { uid: Some(of), .. }) if **of != *owned.uid => used(None),
-            // Taken out of quarantine as it is, or retired and offered by hand.
-            Some(State::Quarantined { claim, .. }) => used(claim.clone()),
+            // Taken out of quarantine as it is, perhaps half wiped; or retired and offered by hand.
+            Some(State::Quarantined { claim, .. } | State::Wiping { claim, .. }) => used(claim.clone()),
             Some(State::Retired { .. }) => used(None),
             _ => Some(State::Offered { pv, uid: Some(uid), since: owned.since }),
         },
@@ -83,6 +83,7 @@ pub fn why_quarantined(world: &World<'_>, owned: &OwnedPv) -> String {
     let entry = identity(world, owned).and_then(|identity| known(world, owned, identity));
     match entry.map(|entry| &entry.state) {
         Some(State::Quarantined { reason, .. }) => reason.to_string(),
+        Some(state) if state.is_wipe_by_hand() => ledger::WIPE_BY_HAND.to_owned(),
         _ => "it may hold a tenant's data".to_owned(),
     }
 }

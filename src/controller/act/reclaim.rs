@@ -19,6 +19,7 @@ use crate::metrics::OutcomeLabels;
 use crate::plan::Target;
 use crate::pv::{self, Claim};
 use crate::reclaim::{self, Fence, Step};
+use crate::state_dir::StateDirError;
 
 /// A reclaim that has not come to an end after this many steps is given back to the
 /// controller.
@@ -160,6 +161,11 @@ impl Tools {
         turn: Turn,
     ) -> Result<Verified, Ended> {
         let mut entry = (*target.record).clone();
+        // Until the end: a wipe by hand beside this one would be a second hand in the ledger.
+        let _lock = self.scribe.lock(entry.id).await.map_err(|error| match error {
+            StateDirError::EntryBusy(_) => Ended::NotWiped(WipeError::Busy(error.to_string())),
+            error => Ended::Ledger(error),
+        })?;
         let rules = target.rules.clone();
         let resume = entry.resume_point(&rules);
         let (pv, uid) = (target.pv.as_str().into(), target.uid.as_str().into());
