@@ -10,6 +10,7 @@ mod busy;
 mod claim;
 mod common;
 mod docs;
+mod fence;
 mod golden;
 mod harness_test;
 mod identity;
