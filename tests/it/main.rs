@@ -9,6 +9,7 @@ mod harness;
 mod busy;
 mod claim;
 mod common;
+mod crash;
 mod docs;
 mod fence;
 mod golden;
