@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,9 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::PersistentVolume;
-use kube::api::ResourceExt;
+use kube::api::{Api, DeleteParams, ResourceExt};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::common::{SOON, start};
@@ -49,14 +50,8 @@ enum Phase {
     RemovingPv,
 }
 
-const PHASES: [Phase; 6] = [
-    Phase::Publishing,
-    Phase::Fencing,
-    Phase::WipingDevice,
-    Phase::RemovingTree,
-    Phase::Verifying,
-    Phase::RemovingPv,
-];
+const PHASES: [Phase; 6] =
+    [Phase::Publishing, Phase::Fencing, Phase::WipingDevice, Phase::RemovingTree, Phase::Verifying, Phase::RemovingPv];
 
 /// A volume and its tenants.
 struct Ward {
@@ -123,6 +118,8 @@ struct Site {
     volumes: watch::Sender<Volumes>,
     faults: Mutex<Vec<String>>,
     tenants: AtomicUsize,
+    /// PVs that somebody removed.
+    lost: AtomicUsize,
     over: AtomicBool,
 }
 
@@ -151,6 +148,7 @@ async fn site(tag: &str) -> Site {
         volumes,
         faults: Mutex::default(),
         tenants: AtomicUsize::new(0),
+        lost: AtomicUsize::new(0),
         over: AtomicBool::new(false),
     }
 }
@@ -166,7 +164,7 @@ impl Site {
     }
 
     /// Looks at each PV that is offered or bound, until this is dropped.
-    async fn guard(&self) -> std::convert::Infallible {
+    async fn guard(&self) -> Infallible {
         let seen: RefCell<BTreeSet<(String, String)>> = RefCell::default();
         let look = |volumes: &Volumes| {
             for pv in volumes.values() {
@@ -255,11 +253,63 @@ impl Site {
             agent.signal(Signal::SIGKILL);
             agent.wait_exit(SOON).await;
             let lines = agent.logs();
-            for phase in self.wards.iter().filter_map(|ward| self.phase_of(ward, &lines)) {
+            for ward in &self.wards {
+                let Some(phase) = self.phase_of(ward, &lines) else { continue };
                 *hits.entry(phase).or_default() += 1;
+                if phase == Phase::Publishing {
+                    self.have_a_tenant(ward).await;
+                }
+            }
+            if number % 3 == 0 || aim == Phase::Publishing {
+                self.lose_a_pv().await;
             }
         }
         hits
+    }
+
+    /// If the volume is offered, a tenant comes and goes before the next agent starts.
+    async fn have_a_tenant(&self, ward: &Ward) {
+        let of_it = |pv: &PersistentVolume| ward.path == Path::new(path_of(pv));
+        let Some(pv) = self.node.pvs().await.into_iter().find(of_it) else { return };
+        if ["", "Pending", "Available", "Bound"].contains(&phase(&pv)) {
+            self.node.wait_pv(&ward.path, |pv| phase(pv) == "Released", SOON).await;
+        }
+    }
+
+    /// Somebody removes the PV of a volume that is to be wiped, or is being wiped, finalizer
+    /// and all: then only the ledger tells what is on it.
+    async fn lose_a_pv(&self) {
+        let of_a_wipe = |pv: &PersistentVolume| {
+            let is_left = |ward: &Ward| ward.tenancy().left.contains(&pv.uid().unwrap_or_default());
+            phase(pv) == "Released" && self.wards.iter().any(is_left)
+        };
+        // The last one to be released is the one of which an agent may know the least.
+        let released = self.node.pvs().await.into_iter().filter(of_a_wipe);
+        let since = |pv: &PersistentVolume| pv.status.as_ref()?.last_phase_transition_time.as_ref().map(|time| time.0);
+        let Some(pv) = released.max_by_key(since) else { return };
+        let free = json!({ "metadata": { "finalizers": null } });
+        let api: Api<PersistentVolume> = Api::all(self.node.client());
+        // Terminating, it goes with its finalizers.
+        self.node.patch_pv(&pv.name_any(), free).await.expect("finalizers can be removed");
+        let _ = api.delete(&pv.name_any(), &DeleteParams::default()).await;
+        self.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An admin lets each quarantined volume be wiped, until this is dropped.
+    async fn admin(&self) -> Infallible {
+        let mut volumes = self.volumes.subscribe();
+        loop {
+            let all: Vec<_> = volumes.borrow_and_update().values().cloned().collect();
+            for pv in all.iter().filter(|pv| pv.annotations().contains_key("mooring.dev/quarantined")) {
+                let policy = pv.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
+                if policy == Some("Retain") && !pv.annotations().contains_key("mooring.dev/reclaim") {
+                    let word = json!({ "metadata": { "annotations": { "mooring.dev/reclaim": "wipe" } } });
+                    // It may be gone by now, and is looked at again if not.
+                    let _ = self.node.patch_pv(&pv.name_any(), word).await;
+                }
+            }
+            volumes.changed().await.expect("the sender lives as long as the site");
+        }
     }
 
     /// Waits for the beginning of the phase on any volume, and a bit, but not for ever.
@@ -345,7 +395,9 @@ async fn whenever_the_agent_is_killed_no_tenant_gets_anothers_data() {
         *hits.entry(phase).or_insert(0) += count;
     }
     let tenants: usize = sites.iter().map(|site| site.tenants.load(Ordering::Relaxed)).sum();
-    eprintln!("{KILLS} kills, {tenants} tenants, {:.0} s; phases that were hit: {hits:?}", begun.elapsed().as_secs_f64());
+    let lost: usize = sites.iter().map(|site| site.lost.load(Ordering::Relaxed)).sum();
+    let seconds = begun.elapsed().as_secs_f64();
+    eprintln!("{KILLS} kills, {tenants} tenants, {lost} PVs removed, {seconds:.0} s; phases that were hit: {hits:?}");
     for site in &sites {
         assert_eq!(*site.faults.lock().unwrap_or_else(PoisonError::into_inner), [""; 0]);
     }
@@ -362,6 +414,7 @@ async fn run(site: &Site) -> BTreeMap<Phase, usize> {
     tokio::select! {
         hits = live(site) => hits,
         never = site.guard() => match never {},
+        never = site.admin() => match never {},
     }
 }
 
