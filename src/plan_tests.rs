@@ -266,6 +266,27 @@ fn a_released_volume_is_wiped_unless_it_is_held() {
 }
 
 #[test]
+fn a_released_pv_whose_claim_ref_was_changed_is_not_wiped_without_a_word() {
+    let uid = testing::owned_pv("a", "c").uid;
+    let used_by = |uid_of_claim: &str| State::Used {
+        pv: "pv".into(),
+        uid: uid.as_str().into(),
+        claim: Some(Claim { uid: uid_of_claim.into(), ..claim() }),
+    };
+    for (last, word, wiped) in
+        [("claim-uid", None, true), ("another", None, false), ("another", Some(Word::Wipe), true)]
+    {
+        let scene = scene().with_state(used_by(last)).with_pv(|owned| {
+            released(owned);
+            owned.word = word;
+        });
+        let (action, verdict) = scene.decides();
+        assert_eq!(matches!(action, Some(Action::Reclaim(_))), wiped, "{last}: {verdict}");
+        assert_eq!(verdict.detail.contains("claimRef"), !wiped, "{verdict}");
+    }
+}
+
+#[test]
 fn a_mass_release_is_held_for_five_minutes() {
     let mut scene = scene();
     for number in 0..12 {

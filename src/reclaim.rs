@@ -68,15 +68,18 @@ impl Unclaimed {
 }
 
 /// Whether the volume of a PV is to be wiped: its claim is gone, and its policy says so,
-/// or an admin does, or did so for this claim before a restart. Without a claim it is
-/// being offered again, even while it still shows as Released.
+/// or an admin does, or did so for this claim before a restart.
+///
+/// The controller-manager shows a PV as Released only with the UID of a claim that is gone.
+/// Without one, an admin has taken `claimRef` away or reserved the PV for another claim,
+/// and the phase is about to change.
 #[must_use]
 pub fn is_wanted(pv: &OwnedPv) -> bool {
-    let Some(claim) = pv.claim.as_ref().filter(|claim| !claim.uid.is_empty()) else { return false };
-    let decided = pv.reclaiming.as_ref() == Some(&claim.uid);
+    let claim = pv.claim.as_ref().map(|claim| claim.uid.as_ref()).filter(|uid| !uid.is_empty());
+    let decided = pv.reclaiming.is_some() && pv.reclaiming.as_deref() == claim;
     let asked = pv.word == Some(Word::Wipe);
     let by_policy = pv.reclaim_policy == ReclaimPolicy::Delete && pv.word.is_none();
-    pv.phase == Phase::Released && (by_policy || asked || decided)
+    pv.phase == Phase::Released && claim.is_some() && (by_policy || asked || decided)
 }
 
 /// Decides the next step. `uid` is the PV that the reclaim began with, `verified`
@@ -106,8 +109,11 @@ mod tests {
     use crate::testing::owned_pv;
 
     fn pv(phase: Phase, fenced: bool, terminating: bool) -> OwnedPv {
-        let claim = Claim { namespace: "tenant".into(), name: "data".into(), uid: "claim-uid".into() };
-        OwnedPv { phase, fenced, terminating, claim: Some(Box::new(claim)), ..owned_pv("a", "c") }
+        OwnedPv { phase, fenced, terminating, claim: claim("claim-uid"), ..owned_pv("a", "c") }
+    }
+
+    fn claim(uid: &str) -> Option<Box<Claim>> {
+        Some(Box::new(Claim { namespace: "tenant".into(), name: "data".into(), uid: uid.into() }))
     }
 
     #[test]
@@ -144,6 +150,16 @@ mod tests {
             let now = pv(phase, true, false);
             assert_eq!(next_step(Some(&now), &now.uid, false), Step::Unfence);
             let now = pv(phase, false, false);
+            assert_eq!(next_step(Some(&now), &now.uid, false), Step::LeaveAlone);
+        }
+    }
+
+    #[test]
+    fn a_pv_that_was_taken_back_a_moment_ago_and_still_looks_released_is_let_go() {
+        for claim in [None, claim("")] {
+            let now = OwnedPv { claim: claim.clone(), ..pv(Phase::Released, true, false) };
+            assert_eq!(next_step(Some(&now), &now.uid, false), Step::Unfence);
+            let now = OwnedPv { claim, word: Some(Word::Wipe), ..pv(Phase::Released, false, false) };
             assert_eq!(next_step(Some(&now), &now.uid, false), Step::LeaveAlone);
         }
     }

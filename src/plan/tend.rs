@@ -124,6 +124,9 @@ fn reclaim(
     if let Some(trouble) = world.ledger_trouble {
         return Verdict::new(Reason::Pending, format!("not wiped before the ledger can be written: {trouble}"));
     }
+    if let Some(verdict) = given_away(world, owned) {
+        return verdict;
+    }
     match target(world, owned, candidate) {
         Ok(target) => {
             plan.begin(world, Action::Reclaim(Box::new(target)));
@@ -131,6 +134,22 @@ fn reclaim(
         }
         Err(verdict) => verdict,
     }
+}
+
+/// Whether `claimRef` was pointed at another claim after the last one was gone: until the
+/// controller-manager has seen it, the PV still looks Released.
+fn given_away(world: &World<'_>, owned: &OwnedPv) -> Option<Verdict> {
+    if owned.fenced || owned.word.is_some() {
+        return None;
+    }
+    let entry = world.ledger.of_pv(&owned.uid)?;
+    let State::Used { claim: Some(last), .. } = &entry.state else { return None };
+    let now = owned.claim.as_ref().filter(|claim| claim.uid != last.uid)?;
+    let detail = format!(
+        "not wiped: claim {last} had it, and its claimRef names {now} since. If that one is gone as well, annotate the \
+         PV with mooring.dev/reclaim: wipe"
+    );
+    Some(Verdict::new(Reason::Pending, detail))
 }
 
 /// What an admin or the brake has against a wipe.

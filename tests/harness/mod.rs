@@ -17,6 +17,7 @@ pub mod cluster;
 pub mod config_dir;
 pub mod disk;
 pub mod frozen;
+pub mod hands;
 pub mod http;
 pub mod launch;
 pub mod node;
