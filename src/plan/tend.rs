@@ -9,6 +9,7 @@ use crate::config::Class;
 use crate::discovery::{Candidate, Finding};
 use crate::identity::{Comparison, Identity};
 use crate::ledger::State;
+use crate::memory::Setback;
 use crate::pv::{OwnedPv, Phase, Seen, Word};
 use crate::reclaim::{self, Unclaimed};
 use crate::verdict::{Reason, Verdict};
@@ -159,7 +160,12 @@ fn held(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> 
 /// changed about it.
 fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Candidate, plan: &mut Plan) -> Verdict {
     if owned.terminating || waiting(world, &owned.name, plan).is_some() {
-        return world.memory.setback(&owned.name).map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
+        let told = |_: &&Setback| !(owned.quarantined && owned.phase == Phase::Released);
+        return world
+            .memory
+            .setback(&owned.name)
+            .filter(told)
+            .map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
     }
     if owned.phase == Phase::Released {
         match &owned.word {
@@ -213,14 +219,22 @@ fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
         return setback.verdict.clone();
     }
     match owned.phase {
-        Phase::Released | Phase::Failed if owned.quarantined => {
-            Verdict::new(Reason::Quarantined, record::why_quarantined(world, owned))
-        }
+        Phase::Released | Phase::Failed if owned.quarantined => quarantined(world, owned),
         Phase::Released | Phase::Failed => {
             let policy = owned.reclaim_policy.as_str();
             Verdict::new(Reason::Published, format!("its claim is gone; its policy {policy} keeps it as it is"))
         }
         Phase::Pending | Phase::Available | Phase::Bound => Verdict::new(Reason::Published, ""),
+    }
+}
+
+/// Why a volume is quarantined, and what the last look at it has found. It stays the same
+/// while the look is repeated, or every look would be told anew.
+fn quarantined(world: &World<'_>, owned: &OwnedPv) -> Verdict {
+    let why = record::why_quarantined(world, owned);
+    match world.memory.setback(&owned.name) {
+        Some(setback) => Verdict::new(setback.verdict.reason, format!("{why}; {}", setback.verdict.detail)),
+        None => Verdict::new(Reason::Quarantined, why),
     }
 }
 
