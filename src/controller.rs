@@ -273,7 +273,13 @@ impl Controller {
         while let Some(event) = next {
             match &event {
                 Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
-                Event::Pv(Decoded::Owned(owned)) => self.memory.saw(&owned.name),
+                Event::Pv(Decoded::Owned(owned)) => {
+                    self.memory.saw(&owned.name);
+                    // What an admin says does not wait for what failed before it was said.
+                    if self.cache.owned().get(&owned.name).is_some_and(|before| owned.says_more_than(before)) {
+                        self.memory.forget_setback(&owned.name);
+                    }
+                }
                 Event::PvLeft { name, .. } => {
                     // What was found wrong with the former PV is nothing against the next.
                     self.memory.forget_setback(name);
