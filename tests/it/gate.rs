@@ -65,6 +65,17 @@ async fn offered_clean(scene: &Scene, before: &[PersistentVolume]) {
 #[tokio::test]
 async fn a_used_pv_deleted_while_the_agent_runs_comes_back_and_emptying_it_by_hand_frees_it() {
     let (scene, quarantined) = deleted_by_hand("byhand").await;
+    // It is looked at again and again, and told of when something is new only.
+    let path = scene.stores[0].path().display().to_string();
+    let lines = |words: &str, about: &str| {
+        scene.agent().logs().iter().filter(|line| line.contains(words) && line.contains(about)).count()
+    };
+    let deadline = std::time::Instant::now() + SOON;
+    while lines("Work failed", &quarantined[0].name_any()) < 5 {
+        assert!(std::time::Instant::now() < deadline, "it is not looked at again");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(lines("\"verdict\":\"Quarantined\"", &path) <= 2, "{:?}", scene.agent().logs());
     scene.stores.iter().for_each(Store::empty_by_hand);
     offered_clean(&scene, &quarantined).await;
     scene.end().await;

@@ -72,6 +72,11 @@ impl Store {
         if !self.is_device {
             other.format_ext4();
         }
+        self.exchange_as_it_is(other)
+    }
+
+    /// The same with what is on the disk.
+    pub fn exchange_as_it_is(&mut self, other: LoopDisk) -> LoopDisk {
         std::mem::replace(&mut self.disk, other)
     }
 
