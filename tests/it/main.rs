@@ -15,6 +15,7 @@ mod gate;
 mod golden;
 mod harness_test;
 mod identity;
+mod ledger_faults;
 mod outage;
 mod properties;
 mod publish;

@@ -210,9 +210,11 @@ impl Scene {
 
     /// Waits until the agent's ledger has an entry with that text for each store, on disk.
     pub async fn wait_ledger_text(&self, words: &str) {
-        let files = || fs::read_dir(self.node.state_dir()).into_iter().flatten().flatten();
+        let files = || fs::read_dir(self.node.state_dir()).into_iter().flatten().flatten().map(|file| file.path());
         let count = || {
-            let texts = files().filter_map(|file| fs::read_to_string(file.path()).ok());
+            // Not those that are being written.
+            let whole = files().filter(|path| path.extension().is_some_and(|end| end == "json"));
+            let texts = whole.filter_map(|path| fs::read_to_string(path).ok());
             texts.filter(|text| text.contains(words)).count()
         };
         let deadline = std::time::Instant::now() + SOON;
