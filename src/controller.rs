@@ -275,7 +275,11 @@ impl Controller {
                 Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
                 Event::Pv(Decoded::Owned(owned)) | Event::PvListed(Decoded::Owned(owned)) => {
                     self.memory.saw(&owned.name);
-                    // An admin's word ends the look into a quarantined volume.
+                    // What an admin says does not wait for what failed before it was said.
+                    if self.cache.owned().get(&owned.name).is_some_and(|before| owned.says_more_than(before)) {
+                        self.memory.forget_setback(&owned.name);
+                    }
+                    // It ends the look into a quarantined volume, too.
                     if let Some(control) =
                         self.reclaiming.get(&owned.name).filter(|_| owned.quarantined && owned.word.is_some())
                     {

@@ -181,7 +181,7 @@ pub enum WipeError {
     #[error("the kernel does not answer when it is looked at")]
     Unresponsive,
     /// A quarantined volume is not empty.
-    #[error("it is quarantined, and not empty: {0}")]
+    #[error("it is not empty: {0}")]
     NotBlank(String),
     /// The ledger can't be written, so nothing is destroyed.
     #[error("{0}")]

@@ -20,6 +20,8 @@ use crate::pv::Claim;
 const QUEUE: usize = 256;
 /// The same Event is not sent again within this time.
 const REPEAT: Duration = Duration::from_secs(600);
+/// The API server takes no more bytes.
+const LONGEST_NOTE: usize = 1024;
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 
@@ -157,8 +159,7 @@ fn encode(event: &Event, component: &str, at: Timestamp, unique: u64) -> v1::Eve
         involved_object,
         type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(event.reason.to_owned()),
-        // The API server takes no more than 1,024 bytes.
-        message: Some(event.note.chars().take(250).collect()),
+        message: Some(event.note[..event.note.floor_char_boundary(LONGEST_NOTE)].to_owned()),
         source: Some(EventSource { component: Some(component.to_owned()), host: None }),
         first_timestamp: Some(Time(at)),
         last_timestamp: Some(Time(at)),

@@ -1,14 +1,16 @@
 //! A volume with a PV of ours: left as it is, or changed along with the volume,
 //! withdrawn, kept, retired or reclaimed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Action, Adoption, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
 use crate::brake;
 use crate::config::Class;
 use crate::discovery::{Candidate, Finding};
-use crate::identity::Comparison;
+use crate::identity::{Comparison, Identity};
 use crate::ledger::State;
+use crate::memory::Setback;
 use crate::pv::{OwnedPv, Phase, Seen, Word};
 use crate::reclaim::{self, Unclaimed};
 use crate::verdict::{Reason, Verdict};
@@ -39,20 +41,21 @@ pub fn present(
     }
     let now = &candidate.sighting.identity;
     let accepted = owned.accepted.as_deref() == Some(now.digest().as_str());
-    match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
-        Some(Comparison::Same) => {}
+    let same = match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
+        Some(Comparison::Same) => true,
         // An empty directory may be reclaimed whatever it is: the claim looks.
-        Some(_) if !accepted && wants_reclaim(owned) && !now.is_device() => {}
+        Some(_) if !accepted && wants_reclaim(owned) && !now.is_device() => false,
         Some(Comparison::Different(key)) if !accepted => return changed(world, owned, candidate, &key, plan),
         Some(Comparison::Unknown(why)) if !accepted => return changed(world, owned, candidate, why, plan),
         None if (owned.terminating || owned.garbled) && !accepted => {
             return changed(world, owned, candidate, "nothing says which volume it was", plan);
         }
         // A PV without identity is taken for what is there now: nothing better is known.
-        Some(_) | None => return adopt(world, owned, candidate, plan),
-    }
-    if (!owned.labelled || owned.identity.is_none()) && !owned.terminating {
-        return adopt(world, owned, candidate, plan);
+        Some(_) | None => return adopt(world, owned, Some(now), plan),
+    };
+    if !owned.terminating && (!owned.labelled || (same && owned.identity.is_none())) {
+        // What is not known to be its volume is never recorded as such.
+        return adopt(world, owned, Some(now).filter(|_| same), plan);
     }
     if wants_reclaim(owned) {
         return reclaim(world, owned, candidate, rival, plan);
@@ -86,14 +89,14 @@ fn withdraw(world: &World<'_>, owned: &OwnedPv, why: String, plan: &mut Plan) {
     }
 }
 
-/// Puts our label, the ledger's entry and the identity of what is there now on the PV.
-fn adopt(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, plan: &mut Plan) -> Verdict {
+/// Puts our label on the PV, and the identity of its volume with the ledger's entry, when
+/// it is known.
+fn adopt(world: &World<'_>, owned: &OwnedPv, identity: Option<&Arc<Identity>>, plan: &mut Plan) -> Verdict {
     if let Some(verdict) = waiting(world, &owned.name, plan) {
         return verdict;
     }
-    let identity = &candidate.sighting.identity;
-    let entry = Some(record::id_of(world, owned, identity).to_string().into());
-    let adoption = Adoption { pv: Seen::of(owned), identity: Some(identity.clone()), entry };
+    let entry = identity.map(|identity| record::id_of(world, owned, identity).to_string().into());
+    let adoption = Adoption { pv: Seen::of(owned), identity: identity.cloned(), entry };
     plan.begin(world, Action::Adopt(Box::new(adoption)));
     kept(world, owned)
 }
@@ -190,7 +193,12 @@ fn held(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> 
 /// changed about it.
 fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Candidate, plan: &mut Plan) -> Verdict {
     if owned.terminating || waiting(world, &owned.name, plan).is_some() {
-        return world.memory.setback(&owned.name).map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
+        let told = |_: &&Setback| !(owned.quarantined && owned.phase == Phase::Released);
+        return world
+            .memory
+            .setback(&owned.name)
+            .filter(told)
+            .map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
     }
     if owned.phase == Phase::Released {
         match &owned.word {
@@ -249,16 +257,22 @@ fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
         return setback.verdict.clone();
     }
     match owned.phase {
-        Phase::Pending | Phase::Released | Phase::Failed if owned.quarantined => {
-            let seen = world.memory.setback(&owned.name).map(|setback| setback.verdict.clone());
-            let why = || Verdict::new(Reason::Quarantined, record::why_quarantined(world, owned));
-            seen.filter(|verdict| verdict.reason == Reason::Quarantined).unwrap_or_else(why)
-        }
+        Phase::Pending | Phase::Released | Phase::Failed if owned.quarantined => quarantined(world, owned),
         Phase::Released | Phase::Failed => {
             let policy = owned.reclaim_policy.as_str();
             Verdict::new(Reason::Published, format!("its claim is gone; its policy {policy} keeps it as it is"))
         }
         Phase::Pending | Phase::Available | Phase::Bound => Verdict::new(Reason::Published, ""),
+    }
+}
+
+/// Why a volume is quarantined, and what the last look at it has found. It stays the same
+/// while the look is repeated, or every look would be told anew.
+fn quarantined(world: &World<'_>, owned: &OwnedPv) -> Verdict {
+    let why = record::why_quarantined(world, owned);
+    match world.memory.setback(&owned.name) {
+        Some(setback) => Verdict::new(setback.verdict.reason, format!("{why}; {}", setback.verdict.detail)),
+        None => Verdict::new(Reason::Quarantined, why),
     }
 }
 
@@ -300,9 +314,8 @@ fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
     }
     plan.missing.insert(owned.name.clone());
     if Unclaimed::of(owned).is_none() {
-        if !owned.labelled && !owned.terminating && waiting(world, &owned.name, plan).is_none() {
-            let adoption = Adoption { pv: Seen::of(owned), identity: None, entry: None };
-            plan.begin(world, Action::Adopt(Box::new(adoption)));
+        if !owned.labelled && !owned.terminating {
+            adopt(world, owned, None, plan);
         }
         return;
     }

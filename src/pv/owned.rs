@@ -102,6 +102,16 @@ pub struct OwnedPv {
     pub free_of_finalizers: bool,
 }
 
+impl OwnedPv {
+    /// Whether an admin says something on it that was not said `before`.
+    #[must_use]
+    pub fn says_more_than(&self, before: &Self) -> bool {
+        let word = self.word.is_some() && self.word != before.word;
+        let accepted = self.accepted.is_some() && self.accepted != before.accepted;
+        word || accepted || (before.hold && !self.hold)
+    }
+}
+
 /// A PV as it was when an action was decided on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -238,4 +248,32 @@ fn names_this_node(pv: &PersistentVolume, node: &NodeFacts) -> bool {
                 && requirement.values.iter().flatten().any(|value| *value == node.hostname)
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::owned_pv;
+
+    #[test]
+    fn what_an_admin_says_anew_is_told_from_what_was_said_or_was_done() {
+        let silent = owned_pv("a", "c");
+        let with_word = |word| OwnedPv { word: Some(word), ..silent.clone() };
+        let (wipe, keep) = (with_word(Word::Wipe), with_word(Word::Keep));
+        let accepting = OwnedPv { accepted: Some("0123".into()), ..silent.clone() };
+        let held = OwnedPv { hold: true, ..silent.clone() };
+        for (now, before, says_more) in [
+            (&wipe, &silent, true),
+            (&keep, &wipe, true),
+            (&wipe, &wipe, false),
+            (&silent, &wipe, false),
+            (&accepting, &silent, true),
+            (&silent, &accepting, false),
+            (&silent, &held, true),
+            (&held, &silent, false),
+            (&silent, &silent, false),
+        ] {
+            assert_eq!(now.says_more_than(before), says_more, "{now:?} after {before:?}");
+        }
+    }
 }

@@ -1,9 +1,8 @@
-//! What an admin's hands do to a node's volumes and claims, and what the Events then say.
+//! What somebody does by hand to PVs and claims that are at stake.
 
-use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim};
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, ResourceExt};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use kube::api::{Api, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::{Value, json};
-use tokio::time::{Duration, Instant, sleep};
 
 use super::node::TestNode;
 
@@ -50,24 +49,5 @@ impl TestNode {
     /// The claims of the namespace `default`.
     pub fn claims_api(&self) -> Api<PersistentVolumeClaim> {
         Api::namespaced(self.client(), "default")
-    }
-
-    /// The Events about an object of that name and with that reason.
-    pub async fn events(&self, name: &str, reason: &str) -> Vec<Event> {
-        let about = format!("involvedObject.name={name},reason={reason}");
-        let events: Api<Event> = Api::namespaced(self.client(), "default");
-        events.list(&ListParams::default().fields(&about)).await.expect("Events can be listed").items
-    }
-
-    /// Waits for such an Event on a volume.
-    pub async fn wait_event(&self, pv: &PersistentVolume, reason: &str, timeout: Duration) -> Event {
-        let deadline = Instant::now() + timeout;
-        loop {
-            if let Some(event) = self.events(&pv.name_any(), reason).await.pop() {
-                return event;
-            }
-            assert!(Instant::now() < deadline, "no Event {reason} on {} within {timeout:?}", pv.name_any());
-            sleep(Duration::from_millis(50)).await;
-        }
     }
 }

@@ -11,6 +11,7 @@
 // It makes and removes its own files, and waits for its own helpers.
 #![allow(clippy::disallowed_methods)]
 
+pub mod admin;
 pub mod agent;
 pub mod audit;
 pub mod cluster;
