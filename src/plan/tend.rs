@@ -218,8 +218,7 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
         }
         return kept(world, owned);
     }
-    if owned.word.is_some() && matches!(owned.phase, Phase::Available | Phase::Bound) {
-        // A word is about the claim that is gone: the next one must not inherit it.
+    if is_out_of_place(owned) {
         plan.begin(world, Action::DropWord(Seen::of(owned)));
         return kept(world, owned);
     }
@@ -234,6 +233,17 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
         return Verdict::new(Reason::Shrunk, detail);
     }
     kept(world, owned)
+}
+
+/// Whether an admin's word is on a PV that it can't be about. It is about the claim that
+/// is gone, and the next one must not inherit it; but one that keeps a claim's data may be
+/// said before the claim goes.
+fn is_out_of_place(owned: &OwnedPv) -> bool {
+    match (&owned.word, owned.phase) {
+        (Some(Word::Wipe | Word::Retire), Phase::Available | Phase::Bound) => true,
+        (Some(Word::Keep), Phase::Available) => true,
+        _ => false,
+    }
 }
 
 fn retire(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, plan: &mut Plan) -> Verdict {
