@@ -378,7 +378,11 @@ impl Controller {
                  wait for {minutes} minutes. To keep them, annotate the Node with mooring.dev/hold"
             );
             warn!(released, of, "Most volumes were released at once; their wipes wait");
-            self.tools.events.send(events::Event::warning(About::Node(self.node_name.clone()), "MassRelease", note));
+            self.tools.events.send(events::Event::warning(
+                About::Node(self.node_name.clone()),
+                events::MASS_RELEASE,
+                note,
+            ));
         }
         self.brake = brake;
         self.tools.metrics.brake.set(i64::from(brake.is_some()));
@@ -458,7 +462,7 @@ impl Controller {
                 self.memory.look_again(&pv);
                 self.books.complain(&error.to_string());
                 let about = About::Node(self.node_name.clone());
-                self.tools.events.send(events::Event::warning(about, "LedgerNotWritable", error.to_string()));
+                self.tools.events.send(events::Event::warning(about, events::LEDGER_NOT_WRITABLE, error.to_string()));
             }
             Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped => self.memory.look_again(&pv),
             Ended::NotWiped(error) => self.fail(&pv, error.verdict()),

@@ -25,7 +25,8 @@ impl Teller {
     pub fn tell(&mut self, changed: &[EntryStatus], owned: &BTreeMap<String, OwnedPv>, node: &str, events: &Events) {
         for entry in changed {
             log(entry);
-            if is_alarming(entry.verdict.reason) {
+            // Who is in the way is told by `tell_busy`.
+            if entry.verdict.reason.is_told_by_event() && entry.verdict.reason != Reason::Busy {
                 send(entry, owned, node, events);
             }
         }
@@ -49,20 +50,6 @@ impl Teller {
             }
         }
     }
-}
-
-fn is_alarming(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::Dirty
-            | Reason::Quarantined
-            | Reason::IdentityChanged
-            | Reason::Vanished
-            | Reason::Shrunk
-            | Reason::Unresponsive
-            | Reason::Refused
-            | Reason::PathInUse
-    )
 }
 
 /// An Event on the PV, or else on this Node; and one on the claim, whose owner has no
@@ -91,7 +78,7 @@ fn log(entry: &EntryStatus) {
         Reason::Published => info!(class, path, pv, detail, "Volume is published"),
         Reason::Wiping => info!(class, path, pv, "Volume is being wiped"),
         Reason::Pending | Reason::ExcludedByPattern => debug!(class, path, verdict, detail, "Volume is not published"),
-        reason if is_alarming(reason) || reason == Reason::Busy => {
+        reason if reason.is_told_by_event() => {
             warn!(class, path, pv, verdict, detail, remedy, "Volume needs attention");
         }
         _ => info!(class, path, verdict, detail, remedy, "Entry is not published"),
