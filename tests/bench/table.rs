@@ -64,9 +64,9 @@ impl Table {
         self.add(figure, unit, value, "", 1, limit.map(Limit::AtMost));
     }
 
-    /// A figure made of others that must not be below its limit.
-    pub fn at_least(&mut self, figure: &str, unit: &str, value: f64, limit: f64) {
-        self.add(figure, unit, value, "", 1, Some(Limit::AtLeast(limit)));
+    /// As [`Table::value`], for a figure that must not be below its limit.
+    pub fn at_least(&mut self, figure: &str, unit: &str, value: f64, limit: Option<f64>) {
+        self.add(figure, unit, value, "", 1, limit.map(Limit::AtLeast));
     }
 
     fn add(&mut self, figure: &str, unit: &str, value: f64, spread: &str, count: usize, limit: Option<Limit>) {

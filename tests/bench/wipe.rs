@@ -63,19 +63,20 @@ pub fn measure(table: &mut Table) {
     require_own_namespace();
     let scratch = Scratch::new("bench-wipe");
     let able = LoopDisk::new(scratch.path(), SIZE);
-    compare(table, "a disk that zeroes by itself", &able.device);
+    compare(table, "a disk that zeroes by itself", &able.device, Some(20.0));
     drop(able);
     // No holes can be punched in a ramfs' files, so a disk on one can't zero by itself.
     let memory = scratch.path().join("memory");
     disk::ramfs(&memory);
     let plain = LoopDisk::new(&memory, SIZE);
-    compare(table, "a disk that is written to", &plain.device);
+    // It is in memory, where small writes cost less than on any disk.
+    compare(table, "a disk that is written to", &plain.device, None);
     drop(plain);
     disk::detach_all(&memory);
     verification(table, scratch.path());
 }
 
-fn compare(table: &mut Table, which: &str, device: &Path) {
+fn compare(table: &mut Table, which: &str, device: &Path, dd_limit: Option<f64>) {
     let mut times: [Samples; WIPERS.len()] = Default::default();
     for round in 0..ROUNDS {
         // Each begins a round in its turn.
@@ -89,9 +90,14 @@ fn compare(table: &mut Table, which: &str, device: &Path) {
         table.samples(&format!("wipe of {} MiB, {which}, {}", SIZE >> 20, wiper.name), "ms", times, None);
     }
     let [ours, _, blkdiscard, direct, shred, odd] = times.map(|times| times.median());
-    table.at_least("  ours, against the best of blkdiscard -z and dd direct", "×", blkdiscard.min(direct) / ours, 0.95);
-    table.at_least("  ours, against shred", "×", shred / ours, 10.0);
-    table.at_least("  ours, against dd bs=8096", "×", odd / ours, 20.0);
+    table.at_least(
+        "  ours, against the best of blkdiscard -z and dd direct",
+        "×",
+        blkdiscard.min(direct) / ours,
+        Some(0.95),
+    );
+    table.at_least("  ours, against shred", "×", shred / ours, Some(10.0));
+    table.at_least("  ours, against dd bs=8096", "×", odd / ours, dd_limit);
 }
 
 /// Fills the device, wipes it, and looks whether it is wiped.
