@@ -34,7 +34,7 @@ pub fn present(
         return if wants_reclaim(owned) { Verdict::new(Reason::Wiping, "") } else { kept(world, owned) };
     }
     let now = &candidate.sighting.identity;
-    let accepted = owned.accepted.as_deref() == Some(now.digest().as_str());
+    let accepted = owned.accepted.as_deref().is_some_and(|accepted| *accepted == now.digest());
     match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
         Some(Comparison::Same) => {}
         // An empty directory may be reclaimed whatever it is: the claim looks.

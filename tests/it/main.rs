@@ -13,6 +13,7 @@ mod docs;
 mod golden;
 mod harness_test;
 mod identity;
+mod mountinfo;
 mod outage;
 mod properties;
 mod publish;
