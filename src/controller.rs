@@ -236,6 +236,8 @@ impl Controller {
         }
         self.calls_since_settled = 0;
         self.unsettled_since = None;
+        self.books.share_identities(&self.findings);
+        self.cache.share_identities(self.books.ledger());
         ioctl::release_free_memory();
     }
 
