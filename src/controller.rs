@@ -44,9 +44,10 @@ use turns::Turns;
 const MAX_IN_FLIGHT: usize = 32;
 /// Released PVs that are being looked after at the same time.
 const MAX_RECLAIMS: usize = 64;
-/// While PVs are being made, decisions are this far apart: each of a thousand answers
-/// is no reason to go through a thousand entries.
-const DECISION_REST: Duration = Duration::from_millis(10);
+/// While PVs are being made, decisions are so many times as far apart as the last one
+/// took, within these bounds: each of a thousand answers is no reason to go through a
+/// thousand entries.
+const DECISION_REST: (u32, Duration, Duration) = (4, Duration::from_millis(10), Duration::from_millis(100));
 /// The loop comes round at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a stop waits for wipes to end.
@@ -107,6 +108,7 @@ pub struct Controller {
     stop: watch::Sender<bool>,
     dirty: bool,
     decided_at: Option<Instant>,
+    decision_rest: Duration,
     /// The first decision since the last [`Controller::settle`].
     unsettled_since: Option<Instant>,
     /// The most calls at the same time since then.
@@ -166,6 +168,7 @@ impl Controller {
             stop,
             dirty: false,
             decided_at: None,
+            decision_rest: DECISION_REST.1,
             unsettled_since: None,
             calls_since_settled: 0,
             wake_at: None,
@@ -204,7 +207,7 @@ impl Controller {
 
     fn next_wake(&self) -> Instant {
         let now = Instant::now();
-        let rest = self.decided_at.filter(|_| self.dirty).map(|at| at + DECISION_REST);
+        let rest = self.decided_at.filter(|_| self.dirty).map(|at| at + self.decision_rest);
         let settle = self.unsettled_since.filter(|_| self.work.is_empty()).map(|since| since + HEARTBEAT);
         let times = [rest, settle, self.wake_at, self.books.next_tick(), Some(self.resync_at), Some(now + HEARTBEAT)];
         times.into_iter().flatten().min().unwrap_or(now)
@@ -212,7 +215,7 @@ impl Controller {
 
     fn rested(&self) -> bool {
         let busy = self.work.len() > self.reclaiming.len();
-        !busy || self.decided_at.is_none_or(|at| at.elapsed() >= DECISION_REST)
+        !busy || self.decided_at.is_none_or(|at| at.elapsed() >= self.decision_rest)
     }
 
     fn tick(&mut self) {
@@ -241,6 +244,8 @@ impl Controller {
         }
         self.calls_since_settled = 0;
         self.unsettled_since = None;
+        self.books.share_identities(&self.findings);
+        self.cache.share_identities(self.books.ledger());
         ioctl::release_free_memory();
     }
 
@@ -402,6 +407,7 @@ impl Controller {
             let changed = view.status.update(plan.entries);
             self.teller.tell(&changed, owned, &self.node_name, events);
         });
+        self.decision_rest = (now.elapsed() * DECISION_REST.0).clamp(DECISION_REST.1, DECISION_REST.2);
     }
 
     /// Stops the wipes that an admin holds, and tells of a mass release.
@@ -427,7 +433,11 @@ impl Controller {
                  wait for {minutes} minutes. To keep them, annotate the Node with mooring.dev/hold"
             );
             warn!(released, of, "Most volumes were released at once; their wipes wait");
-            self.tools.events.send(events::Event::warning(About::Node(self.node_name.clone()), "MassRelease", note));
+            self.tools.events.send(events::Event::warning(
+                About::Node(self.node_name.clone()),
+                events::MASS_RELEASE,
+                note,
+            ));
         }
         self.brake = brake;
         self.tools.metrics.brake.set(i64::from(brake.is_some()));

@@ -4,7 +4,7 @@
 
 pub mod file;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -236,8 +236,9 @@ impl Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     entries: BTreeMap<EntryId, Entry>,
-    by_key: HashMap<u64, Vec<EntryId>>,
-    by_uid: HashMap<Box<str>, EntryId>,
+    /// By hashes: of the keys of their identities, and of the UIDs of their PVs.
+    by_key: BTreeSet<(u64, EntryId)>,
+    by_uid: BTreeSet<(u64, EntryId)>,
     lost: usize,
 }
 
@@ -265,20 +266,14 @@ impl Ledger {
     pub fn insert(&mut self, entry: Entry) {
         if let Some(before) = self.entries.remove(&entry.id) {
             for key in keys(&before.identity, &before.path) {
-                if let Some(ids) = self.by_key.get_mut(&key) {
-                    ids.retain(|id| *id != entry.id);
-                }
+                self.by_key.remove(&(key, entry.id));
             }
             if let Some(uid) = before.state.uid() {
-                self.by_uid.remove(uid);
+                self.by_uid.remove(&(hash(uid), entry.id));
             }
         }
-        for key in keys(&entry.identity, &entry.path) {
-            self.by_key.entry(key).or_default().push(entry.id);
-        }
-        if let Some(uid) = entry.state.uid() {
-            self.by_uid.insert(uid.into(), entry.id);
-        }
+        self.by_key.extend(keys(&entry.identity, &entry.path).map(|key| (key, entry.id)));
+        self.by_uid.extend(entry.state.uid().map(|uid| (hash(uid), entry.id)));
         self.entries.insert(entry.id, entry);
     }
 
@@ -288,8 +283,7 @@ impl Ledger {
     #[must_use]
     pub fn find(&self, identity: &Identity, path: &str) -> Found<'_> {
         let mut found = Found::None;
-        let ids = keys(identity, path).filter_map(|key| self.by_key.get(&key)).flatten();
-        for entry in ids.filter_map(|id| self.entries.get(id)) {
+        for entry in keys(identity, path).flat_map(|key| self.listed(&self.by_key, key)) {
             let candidate = match entry.identity.compare(identity) {
                 Comparison::Same => Found::One(entry),
                 Comparison::Unknown(why) => Found::Unsure(entry, why),
@@ -312,7 +306,19 @@ impl Ledger {
     /// The entry of the volume that the PV with this UID offers or offered.
     #[must_use]
     pub fn of_pv(&self, uid: &str) -> Option<&Entry> {
-        self.entries.get(self.by_uid.get(uid)?)
+        self.listed(&self.by_uid, hash(uid)).find(|entry| entry.state.uid() == Some(uid))
+    }
+
+    fn listed<'a>(&'a self, index: &'a BTreeSet<(u64, EntryId)>, key: u64) -> impl Iterator<Item = &'a Entry> {
+        let ids = index.range((key, EntryId(0))..=(key, EntryId(u128::MAX))).map(|(_, id)| id);
+        ids.filter_map(|id| self.entries.get(id))
+    }
+
+    /// Keeps one copy of an identity that is the very same as that of an entry.
+    pub fn share(&mut self, identity: &Arc<Identity>) {
+        let same = identity.keys().into_iter().flat_map(|key| self.listed(&self.by_key, key));
+        let Some(id) = same.filter(|entry| entry.identity == *identity).map(|entry| entry.id).next() else { return };
+        self.entries.get_mut(&id).expect("it was found just now").identity = Arc::clone(identity);
     }
 
     /// The entry of that name.
@@ -338,6 +344,10 @@ impl Ledger {
 fn keys(identity: &Identity, path: &str) -> impl Iterator<Item = u64> {
     let path = fnv1a_64(b"path".iter().copied().chain(path.bytes()));
     identity.keys().into_iter().chain([path])
+}
+
+fn hash(uid: &str) -> u64 {
+    fnv1a_64(uid.bytes())
 }
 
 /// What is to become of a volume without a PV.

@@ -147,3 +147,18 @@ fn the_last_five_receipts_are_kept() {
     let uids: Vec<&str> = entry.receipts.iter().map(|receipt| &*receipt.uid).collect();
     assert_eq!(uids, ["2", "3", "4", "5", "6"]);
 }
+
+#[test]
+fn only_the_very_same_identity_is_shared() {
+    let mut ledger = Ledger::new([entry(3, 1, State::Clean), entry(4, 2, State::Clean)], 0);
+    let (seen, grown) = (disk(1, 1 << 20).identity, {
+        let Identity::Device(device) = &*disk(2, 1 << 20).identity else { panic!("it is a device") };
+        Arc::new(Identity::Device(crate::identity::DeviceIdentity { bytes: 7, ..device.clone() }))
+    });
+    ledger.share(&seen);
+    ledger.share(&grown);
+    let of = |id| &ledger.get(EntryId(id)).expect("it is there").identity;
+    assert!(Arc::ptr_eq(of(3), &seen));
+    assert_eq!(*of(4), disk(2, 1 << 20).identity, "the same disk, but not all is as it was");
+    assert!(matches!(ledger.find(&seen, "/h/c/b"), Found::One(found) if found.id == EntryId(3)));
+}

@@ -17,6 +17,7 @@ use mooring::controller::{Controller, Parts};
 use mooring::events::Events;
 use mooring::ledger::Ledger;
 use mooring::metrics::Metrics;
+use mooring::node::ioctl;
 use mooring::state_dir::StateDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let Command::Agent(args) = cli.command;
+    ioctl::keep_heap_small();
     start_logging(&args);
     if !ignored.is_empty() {
         warn!(flags = ignored.join(" "), "Flags without a meaning here were ignored");

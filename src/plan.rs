@@ -312,8 +312,11 @@ fn waiting(world: &World<'_>, pv: &str, plan: &mut Plan) -> Option<Verdict> {
 
 fn look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
     let name = &owned.name;
+    if !world.suspects.contains(name) {
+        return;
+    }
     let begun = world.memory.in_flight.contains(name) || plan.actions.iter().any(|action| action.pv() == name);
-    if world.suspects.contains(name) && !begun && waiting(world, name, plan).is_none() {
+    if !begun && waiting(world, name, plan).is_none() {
         plan.actions.push(Action::LookAgain { pv: name.clone() });
     }
 }

@@ -15,7 +15,7 @@ use super::scribe::Scribe;
 use super::turns::Place;
 use crate::cluster::{ApiError, Cluster};
 use crate::deleter::{self, Control, Offerable, Warrant, WipeError};
-use crate::events::{About, Event, Events};
+use crate::events::{self, About, Event, Events};
 use crate::ledger::{Entry, State};
 use crate::metrics::Metrics;
 use crate::plan::{Action, Adoption, Creation, Target};
@@ -102,7 +102,11 @@ impl Tools {
                     info!(pv, "The annotation mooring.dev/reclaim is taken off: it counts only on a Released PV");
                     let note = "the annotation mooring.dev/reclaim counts only once the claim is gone; it was taken off, or \
                                 the next claim would inherit it. Set it again when the PV is Released";
-                    self.events.send(Event::warning(About::Pv(pv.clone(), seen.uid.clone()), "WordIgnored", note));
+                    self.events.send(Event::warning(
+                        About::Pv(pv.clone(), seen.uid.clone()),
+                        events::WORD_IGNORED,
+                        note,
+                    ));
                 }
                 self.or_look(&pv, dropped.map(Some)).await.into()
             }

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::scribe::Scribe;
+use crate::discovery::Finding;
 use crate::ledger::{Entry, EntryId, Ledger, State};
 use crate::pv::{OwnedPv, Phase};
 use crate::state_dir::{StateDir, StateDirError};
@@ -57,6 +58,13 @@ impl Books {
     /// What is known of each volume.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Keeps one copy of the identities that it has and discovery has seen.
+    pub fn share_identities(&mut self, findings: &[Finding]) {
+        for candidate in findings.iter().filter_map(|finding| finding.outcome.as_ref().ok()) {
+            self.ledger.share(&candidate.sighting.identity);
+        }
     }
 
     /// Why it can't be written, if so.

@@ -52,20 +52,11 @@ impl Teller {
 }
 
 /// Whether an admin should hear of it. What is nothing to hear of where no volume was ever
-/// offered is a volume that is missing where a PV offers it.
+/// offered is a volume that is missing where a PV offers it. Who is in the way is told by
+/// [`Teller::tell_busy`].
 fn is_alarming(entry: &EntryStatus) -> bool {
     let reason = entry.verdict.reason;
-    matches!(
-        reason,
-        Reason::Dirty
-            | Reason::Quarantined
-            | Reason::IdentityChanged
-            | Reason::Vanished
-            | Reason::Shrunk
-            | Reason::Unresponsive
-            | Reason::Refused
-            | Reason::PathInUse
-    ) || (entry.pv.is_some() && is_missing(reason))
+    (reason.is_told_by_event() && reason != Reason::Busy) || (entry.pv.is_some() && is_missing(reason))
 }
 
 /// Whether the volume is not there.

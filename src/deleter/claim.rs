@@ -89,7 +89,7 @@ fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent)
         return Err(WipeError::NotMounted(path.to_owned()));
     }
     // The open file keeps the mount, and with it the mount's id in the table.
-    let mounts = MountTable::read().map_err(WipeError::io("reading the mount table"))?;
+    let mounts = MountTable::read_shared().map_err(WipeError::io("reading the mount table"))?;
     let now = identity::of_mount(&Sysfs::host(), &fd, &stat, &mounts)
         .map_err(WipeError::io("asking sysfs for the filesystem's device"))?;
     let mut is_the_recorded_one = true;

@@ -11,7 +11,7 @@ use crate::identity::{Comparison, Identity};
 use crate::ledger::{Entry, Found, Standing, State, standing};
 use crate::pv::{self, Claim, LEDGER_ENTRY, OwnedPv, Volume};
 use crate::verdict::{Reason, Verdict};
-use crate::volume::ReclaimPolicy;
+use crate::volume::{ReclaimPolicy, StorageClassFacts};
 
 /// Makes a PV, if the class takes the volume and nothing stands against it.
 pub fn offer(
@@ -80,16 +80,23 @@ fn try_offer(
     if let Some(pv) = world.foreign.get(&finding.host_path) {
         return refused(Reason::PathInUse, format!("PV {pv}, which is not ours, names the path"));
     }
-    let volume = volume(world, class, finding, candidate)?;
-    if world.memory.in_flight.contains(&volume.name) {
+    let storage_class = storage_class(world, finding)?;
+    // This far comes every volume whose PV is being made, at each decision of a burst.
+    let name = pv::pv_name(&finding.entry, &world.node.name, &finding.class);
+    if let Some(other) = world.owned.get(&name) {
+        return refused(Reason::Refused, format!("the name {name} is taken by the PV for {}", other.path));
+    }
+    if world.memory.in_flight.contains(&name) {
         return Ok(Verdict::new(Reason::Pending, "its PV is being made"));
     }
-    if let Some(verdict) = waiting(world, &volume.name, plan) {
+    if let Some(verdict) = waiting(world, &name, plan) {
         return Ok(verdict);
     }
     if let Some(trouble) = world.ledger_trouble {
         return refused(Reason::Pending, format!("not before the ledger can be written: {trouble}"));
     }
+    let (capacity, identity) = (candidate.capacity, &candidate.sighting.identity);
+    let volume = pv::volume(world.config, class, storage_class, world.node, &finding.entry, capacity, identity);
     let (volume, entry, before) = through_the_gate(world, class, finding, candidate, volume)?;
     let verdict = match &volume.claim {
         None => Verdict::new(Reason::Pending, "its PV is being made"),
@@ -116,8 +123,8 @@ pub fn same_volume(rival: &Finding) -> String {
     format!("{} of class {} is the same volume, or part of it", rival.host_path, rival.class)
 }
 
-/// The volume as it would be offered.
-fn volume(world: &World<'_>, class: &Class, finding: &Finding, candidate: &Candidate) -> Result<Volume, Verdict> {
+/// The storage class, if PVs can be made for it.
+fn storage_class<'a>(world: &World<'a>, finding: &Finding) -> Result<&'a StorageClassFacts, Verdict> {
     let Some(storage_class) = world.classes.get(&finding.class) else {
         return Err(Verdict::new(Reason::NoStorageClass, format!("the cluster has no StorageClass {}", finding.class)));
     };
@@ -126,16 +133,7 @@ fn volume(world: &World<'_>, class: &Class, finding: &Finding, candidate: &Candi
         let detail = format!("StorageClass {} has reclaimPolicy {policy}; use Delete or Retain", finding.class);
         return Err(Verdict::new(Reason::Refused, detail));
     }
-    let identity = &candidate.sighting.identity;
-    let (capacity, entry) = (candidate.capacity, &finding.entry);
-    let volume = pv::volume(world.config, class, storage_class, world.node, entry, capacity, identity);
-    match world.owned.get(&volume.name) {
-        Some(other) => {
-            let detail = format!("the name {} is taken by the PV for {}", volume.name, other.path);
-            Err(Verdict::new(Reason::Refused, detail))
-        }
-        None => Ok(volume),
-    }
+    Ok(storage_class)
 }
 
 /// How the volume's PV is made, what the ledger is to say before, and what again if the

@@ -19,6 +19,7 @@ mod harness_test;
 mod identity;
 mod ledger;
 mod ledger_faults;
+mod mountinfo;
 mod outage;
 mod properties;
 mod publish;
