@@ -246,11 +246,10 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
 /// is gone, and the next one must not inherit it; but one that keeps a claim's data may be
 /// said before the claim goes.
 fn is_out_of_place(owned: &OwnedPv) -> bool {
-    match (&owned.word, owned.phase) {
-        (Some(Word::Wipe | Word::Retire), Phase::Available | Phase::Bound) => true,
-        (Some(Word::Keep), Phase::Available) => true,
-        _ => false,
-    }
+    matches!(
+        (&owned.word, owned.phase),
+        (Some(Word::Wipe | Word::Retire), Phase::Available | Phase::Bound) | (Some(Word::Keep), Phase::Available)
+    )
 }
 
 fn retire(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, plan: &mut Plan) -> Verdict {
