@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 
 use super::{Claimed, OpenVolume, WipeError, tree};
+use crate::by_hand::ByHand;
 use crate::identity::{Comparison, DeviceIdentity, DeviceNumber, Identity};
 use crate::node::mountinfo::MountTable;
 use crate::node::sysfs::Sysfs;
@@ -20,7 +21,15 @@ use crate::reclaim::Fence;
 /// # Errors
 /// It is gone, not mounted, busy, another one, or can't be opened.
 pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
-    Ok(Claimed { fence, volume: open(target, Intent::Claim)? })
+    Ok(Claimed { leave: fence, volume: open(target, Intent::Claim)? })
+}
+
+/// As [`claim`], for a volume without a PV, at an admin's hand.
+///
+/// # Errors
+/// As [`claim`].
+pub fn claim_by_hand(leave: ByHand, target: &Target) -> Result<Claimed<ByHand>, WipeError> {
+    Ok(Claimed { leave, volume: open(target, Intent::Claim)? })
 }
 
 /// Makes sure that [`claim`] would succeed now, and changes nothing.

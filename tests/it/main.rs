@@ -22,6 +22,7 @@ mod restart;
 mod root_facts;
 mod startup;
 mod stop;
+mod wipe_cli;
 mod wipe_command;
 mod wipe_device;
 mod wipe_interrupted;
