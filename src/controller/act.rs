@@ -210,6 +210,10 @@ impl Tools {
             Err(ended) => return ended,
         };
         entry.state = State::Clean;
+        if let Some(known) = self.scribe.on_disk(entry.id).await {
+            // Among them that of the wipe by hand that has emptied it.
+            entry.receipts = known.receipts;
+        }
         if let Err(error) = self.scribe.record(entry).await {
             return Ended::Ledger(error);
         }

@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::claim::{observed, target};
-use crate::common::{SOON, start, wait_verdict};
+use crate::common::{SOON, start, wait_ready, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
@@ -444,10 +444,14 @@ async fn a_quarantined_volume_is_offered_anew_after_a_wipe_by_hand() {
     disk::tmpfs(&volume, MIB);
     fs::write(volume.join("secret"), "x").expect("a file can be written");
     let agent = start(&node, &[(&class, &disks, "dirty: quarantine")]);
+    wait_ready(&agent).await;
     for path in [&link, &volume] {
         node.wait_pv(path, |pv| phase(pv) == "Released", SOON).await;
         wipe_beside_agent(&node, path).await;
         node.wait_pv(path, |pv| phase(pv) == "Available", SOON).await;
+        let ledger = ledger(&node.state_dir());
+        let entry = ledger.entries().find(|entry| Path::new(&*entry.path) == path).expect("it is known");
+        assert_eq!(entry.receipts.len(), 1, "the receipt is kept: {entry:?}");
     }
     assert_eq!(first_not_zero(&disk.backing), None);
     drop(agent);
