@@ -6,19 +6,25 @@ use std::collections::BTreeSet;
 use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(2);
 
 /// Who is being asked.
 static ASKED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// The answer of the one of that name; `None` when it does not come in time, or still has
-/// not come from an earlier question.
+/// The answer of the one of that name; `None` when it does not come in time, or has not
+/// come in time to an earlier question.
 pub fn ask<T: Send + 'static>(name: &str, question: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    if !asked().insert(name.to_owned()) {
-        return None;
+    let deadline = Instant::now() + PATIENCE;
+    // Another thread may be asking just now.
+    while !asked().insert(name.to_owned()) {
+        if Instant::now() >= deadline {
+            return None;
+        }
+        thread::sleep(POLL);
     }
     let (sender, answer) = channel();
     let own = name.to_owned();
@@ -54,5 +60,14 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(ask("hung", || 8), Some(8));
+    }
+
+    #[test]
+    fn who_is_being_asked_by_another_thread_is_waited_for() {
+        let asking = || (0..20).all(|_| ask("shared", || thread::sleep(Duration::from_millis(1))).is_some());
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(asking)).collect();
+            assert!(threads.into_iter().all(|thread| thread.join().expect("it does not panic")));
+        });
     }
 }
