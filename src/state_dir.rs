@@ -85,7 +85,8 @@ impl StateDir {
         Ok((Self { directory, path: path.to_owned(), _lock: lock }, ledger))
     }
 
-    /// Starts the thread that writes. It keeps the lock until the process ends.
+    /// Starts the thread that writes. It keeps the lock until [`Writer::close`], or until the
+    /// process ends.
     ///
     /// # Errors
     /// When no thread is to be had.

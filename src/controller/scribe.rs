@@ -51,6 +51,14 @@ impl Scribe {
         }
     }
 
+    /// Writes nothing any more, and lets another agent have the state directory.
+    pub async fn close(&self) -> Result<(), SaveError> {
+        match &self.writer {
+            Some(writer) => writer.close().await,
+            None => Ok(()),
+        }
+    }
+
     /// As [`Scribe::record`], for threads.
     pub fn record_blocking(&self, entry: Entry) -> Result<(), SaveError> {
         if let Some(writer) = &self.writer {

@@ -33,7 +33,19 @@ struct Request {
     entries: Vec<Entry>,
     /// Whether the directory may be made again, when it was removed.
     whole: bool,
+    /// Whether nothing is written any more after it.
+    last: bool,
     answer: Answer,
+}
+
+impl Request {
+    /// Who asked may be gone.
+    fn answer(self, result: Result<(), SaveError>) {
+        match self.answer {
+            Answer::Task(answer) => _ = answer.send(result),
+            Answer::Thread(answer) => _ = answer.send(result),
+        }
+    }
 }
 
 /// Writes entries; the clones share one thread.
@@ -56,7 +68,7 @@ impl Writer {
     /// # Errors
     /// When it can't be written; what was there before still is.
     pub async fn save(&self, entry: Entry) -> Result<(), SaveError> {
-        self.ask(vec![entry], false).await
+        self.ask(vec![entry], false, false).await
     }
 
     /// Writes all entries again, into a new directory if the old one was removed.
@@ -64,12 +76,21 @@ impl Writer {
     /// # Errors
     /// As [`Writer::save`].
     pub async fn rewrite(&self, entries: Vec<Entry>) -> Result<(), SaveError> {
-        self.ask(entries, true).await
+        self.ask(entries, true, false).await
     }
 
-    async fn ask(&self, entries: Vec<Entry>, whole: bool) -> Result<(), SaveError> {
+    /// Ends the thread, and returns once the directory is another agent's to lock, also when
+    /// this process can't end yet. What is asked for later fails.
+    ///
+    /// # Errors
+    /// When it has been closed before, or what was to be written with it can't be.
+    pub async fn close(&self) -> Result<(), SaveError> {
+        self.ask(Vec::new(), false, true).await
+    }
+
+    async fn ask(&self, entries: Vec<Entry>, whole: bool, last: bool) -> Result<(), SaveError> {
         let (answer, answered) = oneshot::channel();
-        let sent = self.requests.send(Request { entries, whole, answer: Answer::Task(answer) });
+        let sent = self.requests.send(Request { entries, whole, last, answer: Answer::Task(answer) });
         match (sent, answered.await) {
             (Ok(()), Ok(result)) => result,
             _ => Err(self.gone()),
@@ -82,7 +103,8 @@ impl Writer {
     /// As [`Writer::save`].
     pub fn save_blocking(&self, entry: &Entry) -> Result<(), SaveError> {
         let (answer, answered) = channel();
-        let request = Request { entries: vec![entry.clone()], whole: false, answer: Answer::Thread(answer) };
+        let request =
+            Request { entries: vec![entry.clone()], whole: false, last: false, answer: Answer::Thread(answer) };
         match (self.requests.send(request), answered.recv()) {
             (Ok(()), Ok(result)) => result,
             _ => Err(self.gone()),
@@ -107,13 +129,12 @@ impl Files {
                 directory: self.state.path.display().to_string(),
                 problem: problem.to_string(),
             });
-            for request in batch {
-                // Who asked may be gone.
-                match request.answer {
-                    Answer::Task(answer) => _ = answer.send(result.clone()),
-                    Answer::Thread(answer) => _ = answer.send(result.clone()),
-                }
+            if batch.iter().any(|request| request.last) {
+                drop(self);
+                batch.into_iter().for_each(|request| request.answer(result.clone()));
+                return;
             }
+            batch.into_iter().for_each(|request| request.answer(result.clone()));
         }
     }
 
