@@ -168,6 +168,11 @@ impl Agent {
         kill(Pid::from_raw(pid), signal).expect("the agent has not been waited for");
     }
 
+    /// Whether its process has not ended.
+    pub fn is_there(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
     /// Waits for its end.
     pub async fn wait_exit(&mut self, timeout: Duration) -> ExitStatus {
         let deadline = Instant::now() + timeout;

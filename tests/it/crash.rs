@@ -16,12 +16,13 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::common::{SOON, start};
+use crate::common::{SOON, start, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
+use crate::harness::frozen::FrozenMount;
 use crate::harness::node::TestNode;
 use crate::harness::volumes::{Volumes, path_of, phase};
 use crate::harness::{Agent, shared};
-use crate::wipe_scene::first_not_zero;
+use crate::wipe_scene::{bytes_written, first_not_zero};
 
 /// How often an agent is killed, on how many nodes at the same time.
 const KILLS: usize = 200;
@@ -436,4 +437,96 @@ async fn live(site: &Site) -> BTreeMap<Phase, usize> {
     }
     drop(agent);
     hits
+}
+
+/// The first place of the device that the ledger says is not known to be wiped.
+fn cursor(node: &TestNode, path: &Path) -> u64 {
+    let entry = ledger(node).remove(path).unwrap_or_default();
+    entry["state"]["cursor"]["offset"].as_u64().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_wipe_that_was_killed_in_its_middle_is_not_begun_anew() {
+    const SIZE: u64 = 1 << 30;
+    let node = TestNode::new(shared(), "cursor").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let disk = LoopDisk::new(node.dir(), SIZE);
+    let link = disk.link(&disks, "disk");
+    // Four seconds, in which the cursor is written down each second.
+    let classes = [(class.as_str(), disks.as_path(), "volumeMode: Block\nwipe: {method: zero, bandwidth: 256Mi}")];
+    let mut agent = start(&node, &classes);
+    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(&pv.name_any()).await;
+    for place in 0..64 {
+        disk.write_at(place * SIZE / 64, &b"TENANT-SECRET...".repeat(256));
+    }
+    node.release(&claim).await;
+    let deadline = Instant::now() + SOON;
+    while cursor(&node, &link) < SIZE / 2 {
+        assert!(Instant::now() < deadline, "the cursor is at {}", cursor(&node, &link));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    agent.signal(Signal::SIGKILL);
+    agent.wait_exit(SOON).await;
+    let at = cursor(&node, &link);
+    assert!(at < SIZE, "the wipe was in its middle, and not at its end");
+    assert!(first_not_zero(&disk.backing).is_some());
+    let before = bytes_written(&disk.device);
+    let agent = start(&node, &classes);
+    node.wait_pv(&link, |now| phase(now) == "Available" && now.uid() != pv.uid(), SOON).await;
+    let written = bytes_written(&disk.device) - before;
+    eprintln!("killed at {} %, {} % written after", at * 100 / SIZE, written * 100 / SIZE);
+    assert!(written < SIZE * 6 / 10, "{written} bytes were written after the restart");
+    assert!(written >= SIZE - at, "{written} bytes are not all of what was left");
+    assert_eq!(first_not_zero(&disk.backing), None);
+    drop(agent);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_the_kernel_holds_leaves_its_node_to_the_next_one() {
+    // Dropped last: the kernel keeps it until the disk answers.
+    let mut first: Agent;
+    let node = TestNode::new(shared(), "heir").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let frozen = FrozenMount::new(&node.root().join("frozen"), 64 << 20);
+    let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
+    let link = disk.link(&disks, "held");
+    let classes = [(class.as_str(), disks.as_path(), "")];
+    first = start(&node, &classes);
+    let held = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(&held.name_any()).await;
+    disk.write_at(32 << 20, &b"TENANT-SECRET...".repeat(256));
+    frozen.freeze(true);
+    node.release(&claim).await;
+    first.wait_log("Wipe begins", SOON).await;
+
+    let begun = Instant::now();
+    first.signal(Signal::SIGTERM);
+    let line = first.wait_log("The kernel holds this thread", SOON).await;
+    assert!(line.contains(&held.name_any()), "{line}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // While the old process can't end, the next agent does all that is to be done.
+    let second = start(&node, &classes);
+    second.wait_log("State directory opened", SOON).await;
+    assert!(first.is_there(), "the kernel still holds the first one");
+    let other = LoopDisk::new(node.dir(), 4 << 20);
+    let place = other.link(&disks, "other");
+    let pv = node.wait_pv(&place, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(&pv.name_any()).await;
+    other.write_at(0, &b"TENANT-SECRET...".repeat(256));
+    node.release(&claim).await;
+    node.wait_pv(&place, |now| phase(now) == "Available" && now.uid() != pv.uid(), SOON).await;
+    assert_eq!(first_not_zero(&other.backing), None);
+    let sentence = wait_verdict(&second, &class, "held", "Busy").await;
+    eprintln!("of the volume that is held: {sentence}");
+
+    frozen.freeze(false);
+    first.wait_exit(SOON).await;
+    node.wait_pv(&link, |now| phase(now) == "Available" && now.uid() != held.uid(), SOON).await;
+    assert!(disk.read_all().iter().all(|byte| *byte == 0));
+    drop((second, other, disk, frozen));
+    node.clean_up().await;
 }
