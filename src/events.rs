@@ -20,6 +20,8 @@ use crate::pv::Claim;
 const QUEUE: usize = 256;
 /// The same Event is not sent again within this time.
 const REPEAT: Duration = Duration::from_secs(600);
+/// The API server takes no longer notes, in bytes.
+const LONGEST: usize = 1024;
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 
@@ -157,12 +159,25 @@ fn encode(event: &Event, component: &str, at: Timestamp, unique: u64) -> v1::Eve
         involved_object,
         type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(event.reason.to_owned()),
-        // The API server takes no more than 1,024 bytes.
-        message: Some(event.note.chars().take(250).collect()),
+        message: Some(event.note[..event.note.floor_char_boundary(LONGEST)].to_owned()),
         source: Some(EventSource { component: Some(component.to_owned()), host: None }),
         first_timestamp: Some(Time(at)),
         last_timestamp: Some(Time(at)),
         count: Some(1),
         ..v1::Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_cut_to_what_the_api_server_takes_and_no_shorter() {
+        let event = |note: String| Event::warning(About::Node("n".to_owned()), "Busy", note);
+        for (note, length) in [("x".repeat(1024), 1024), ("x".repeat(2000), 1024), ("\u{20ac}".repeat(1000), 1023)] {
+            let message = encode(&event(note), "mooring", Timestamp::UNIX_EPOCH, 0).message.expect("it has one");
+            assert_eq!(message.len(), length);
+        }
     }
 }
