@@ -31,7 +31,12 @@ pub fn present(
         }
     };
     if world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name) {
-        return if wants_reclaim(owned) { Verdict::new(Reason::Wiping, "") } else { kept(world, owned) };
+        return match world.memory.setback(&owned.name) {
+            _ if !wants_reclaim(owned) => kept(world, owned),
+            // Until the fence, it is only looked whether what was in the way still is.
+            Some(setback) if !owned.fenced => setback.verdict.clone(),
+            _ => Verdict::new(Reason::Wiping, ""),
+        };
     }
     let now = &candidate.sighting.identity;
     let accepted = owned.accepted.as_deref() == Some(now.digest().as_str());
