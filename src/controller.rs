@@ -437,7 +437,7 @@ impl Controller {
                 let last = self.cache.owned().get(&pv);
                 self.books.note_gone(last, &self.tools.scribe);
                 if let Some(since) = last.filter(|_| reclaimed).and_then(|owned| owned.since) {
-                    self.memory.note_reclaimed(since);
+                    self.memory.note_reclaimed(&pv, since);
                 }
                 self.cache.remove(&pv);
                 self.memory.succeeded(&pv);

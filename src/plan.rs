@@ -298,12 +298,17 @@ fn look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
     }
 }
 
-/// A mass release, from the PVs that are Released and the ones that were wiped lately.
+/// A mass release, from the PVs that are Released and the ones that were wiped lately. A
+/// volume that is released again and again counts once.
 fn brake(world: &World<'_>) -> Option<Brake> {
     let bound = world.owned.values().filter(|owned| owned.phase == Phase::Bound).count();
-    let released = world.owned.values().filter(|owned| owned.phase == Phase::Released && !owned.quarantined);
-    let times = released.filter_map(|owned| owned.since).chain(world.memory.reclaimed()).collect();
-    let brake = Brake::find(bound, times)?;
+    let mut times: HashMap<&str, i64> = world.memory.reclaimed().collect();
+    for owned in world.owned.values().filter(|owned| owned.phase == Phase::Released && !owned.quarantined) {
+        if let Some(since) = owned.since {
+            times.insert(&owned.name, since);
+        }
+    }
+    let brake = Brake::find(bound, times.into_values().collect())?;
     (brake.holds_until(brake.to)? > world.clock.as_second()).then_some(brake)
 }
 

@@ -275,6 +275,19 @@ fn a_mass_release_is_held_for_five_minutes() {
 }
 
 #[test]
+fn a_few_volumes_with_many_short_claims_are_no_mass_release() {
+    let mut scene = scene().with_pv(released);
+    for round in 0..30 {
+        for pv in ["a", "b", "c"] {
+            scene.memory.note_reclaimed(pv, scene.clock - round);
+        }
+    }
+    let plan = scene.plan();
+    assert_eq!(plan.brake, None);
+    assert!(matches!(plan.actions.first(), Some(Action::Reclaim(_))));
+}
+
+#[test]
 fn an_admins_word_counts_on_a_released_pv_only() {
     let retained = |word: Word| {
         scene().with_pv(|owned| {
