@@ -26,17 +26,12 @@ pub fn present(
     let candidate = match &finding.outcome {
         Ok(candidate) => candidate,
         Err(verdict) => {
-            absent(world, owned, verdict.reason != Reason::Unresponsive, plan);
+            absent(world, owned, !matches!(verdict.reason, Reason::Unresponsive | Reason::Pending), plan);
             return verdict.clone();
         }
     };
     if world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name) {
-        return match world.memory.setback(&owned.name) {
-            _ if !wants_reclaim(owned) => kept(world, owned),
-            // Until the fence, it is only looked whether what was in the way still is.
-            Some(setback) if !owned.fenced => setback.verdict.clone(),
-            _ => Verdict::new(Reason::Wiping, ""),
-        };
+        return if wants_reclaim(owned) { wiping(world, owned) } else { kept(world, owned) };
     }
     let now = &candidate.sighting.identity;
     let accepted = owned.accepted.as_deref() == Some(now.digest().as_str());
@@ -124,10 +119,17 @@ fn reclaim(
     match target(world, owned, candidate) {
         Ok(target) => {
             plan.begin(world, Action::Reclaim(Box::new(target)));
-            Verdict::new(Reason::Wiping, "")
+            wiping(world, owned)
         }
         Err(verdict) => verdict,
     }
+}
+
+/// The verdict of a volume whose reclaim is under way. Until the fence, it is only looked
+/// whether what was in the way still is.
+fn wiping(world: &World<'_>, owned: &OwnedPv) -> Verdict {
+    let in_the_way = world.memory.setback(&owned.name).filter(|_| !owned.fenced);
+    in_the_way.map_or_else(|| Verdict::new(Reason::Wiping, ""), |setback| setback.verdict.clone())
 }
 
 /// Whether `claimRef` was pointed at another claim after the last one was gone: until the
