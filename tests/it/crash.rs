@@ -245,7 +245,7 @@ async fn an_agent_that_the_kernel_holds_leaves_its_node_to_the_next_one() {
     let node = TestNode::new(shared(), "heir").await;
     let class = node.class("raw", "Delete").await;
     let disks = node.discovery_dir("disks");
-    let frozen = FrozenMount::new(&node.root().join("frozen"), 64 << 20);
+    let frozen = FrozenMount::new(&node.root().join("frozen"), 56 << 20);
     let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
     let link = disk.link(&disks, "held");
     let classes = [(class.as_str(), disks.as_path(), "")];

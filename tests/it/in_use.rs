@@ -50,7 +50,7 @@ async fn a_device_waits_for_whoever_uses_it_and_is_then_wiped() {
     let elsewhere = ["unshare", "--mount", "--propagation", "private", "--", "sh"];
     let mut volumes = Vec::new();
     for entry in ["mounted", "in-a-namespace", "under-a-loop", "swap", "open"] {
-        let disk = LoopDisk::new(node.dir(), 64 << 20);
+        let disk = LoopDisk::new(node.dir(), 48 << 20);
         let link = disk.link(&disks, entry);
         let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
         let claim = node.bind(&pv.name_any()).await;
