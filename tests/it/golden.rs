@@ -43,7 +43,8 @@ fn observed(kind: &str, bytes: u64, minor: u32) -> Observed {
     let number = DeviceNumber { major: 7, minor };
     match kind {
         "tmpfs" => {
-            let identity = MountIdentity { device: number, inode: 1, ..MountIdentity::default() };
+            let identity =
+                MountIdentity { device: number, root: Some("/".into()), inode: 1, ..MountIdentity::default() };
             Observed::MountPoint(Sighting::new(Identity::Mount(identity), bytes))
         }
         "loop" => {
