@@ -147,7 +147,7 @@ impl ByHand {
 pub fn claim_of(state: &State) -> Option<&Claim> {
     match state {
         State::Used { claim, .. } | State::Wiping { claim, .. } | State::Quarantined { claim, .. } => claim.as_ref(),
-        State::Clean | State::Offered { .. } | State::Retired { .. } => None,
+        State::AsFound | State::Clean | State::Offered { .. } | State::Retired { .. } => None,
     }
 }
 
@@ -187,7 +187,9 @@ fn user(entry: &Entry) -> Option<String> {
         State::Offered { pv, .. } => Some(format!("PV {pv} offers {path}")),
         State::Used { pv, claim: Some(claim), .. } => Some(format!("claim {claim} has {path} by PV {pv}")),
         State::Used { pv, claim: None, .. } => Some(format!("a claim has {path} by PV {pv}")),
-        State::Clean | State::Wiping { .. } | State::Quarantined { .. } | State::Retired { .. } => None,
+        State::AsFound | State::Clean | State::Wiping { .. } | State::Quarantined { .. } | State::Retired { .. } => {
+            None
+        }
     }
 }
 

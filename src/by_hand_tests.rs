@@ -58,7 +58,7 @@ fn what_no_pv_offers_is_wiped_at_once() {
     for (state, resumed) in [
         (State::Clean, false),
         (State::Retired { reason: "r".into() }, false),
-        (State::Quarantined { reason: "r".into(), claim: Some(claim()) }, false),
+        (State::Quarantined { reason: "r".into(), pv: "p".into(), claim: Some(claim()) }, false),
         (wiping("", "auto"), true),
         (wiping("p", "auto"), true),
         (wiping("", "zero x1"), false),

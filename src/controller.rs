@@ -44,9 +44,10 @@ use turns::Turns;
 const MAX_IN_FLIGHT: usize = 32;
 /// Released PVs that are being looked after at the same time.
 const MAX_RECLAIMS: usize = 64;
-/// While PVs are being made, decisions are this far apart: each of a thousand answers
-/// is no reason to go through a thousand entries.
-const DECISION_REST: Duration = Duration::from_millis(10);
+/// While PVs are being made, decisions are so many times as far apart as the last one
+/// took, within these bounds: each of a thousand answers is no reason to go through a
+/// thousand entries.
+const DECISION_REST: (u32, Duration, Duration) = (4, Duration::from_millis(10), Duration::from_millis(100));
 /// The loop comes round at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a stop waits for wipes to end.
@@ -107,6 +108,7 @@ pub struct Controller {
     stop: watch::Sender<bool>,
     dirty: bool,
     decided_at: Option<Instant>,
+    decision_rest: Duration,
     /// The first decision since the last [`Controller::settle`].
     unsettled_since: Option<Instant>,
     /// The most calls at the same time since then.
@@ -166,6 +168,7 @@ impl Controller {
             stop,
             dirty: false,
             decided_at: None,
+            decision_rest: DECISION_REST.1,
             unsettled_since: None,
             calls_since_settled: 0,
             wake_at: None,
@@ -204,7 +207,7 @@ impl Controller {
 
     fn next_wake(&self) -> Instant {
         let now = Instant::now();
-        let rest = self.decided_at.filter(|_| self.dirty).map(|at| at + DECISION_REST);
+        let rest = self.decided_at.filter(|_| self.dirty).map(|at| at + self.decision_rest);
         let settle = self.unsettled_since.filter(|_| self.work.is_empty()).map(|since| since + HEARTBEAT);
         let times = [rest, settle, self.wake_at, self.books.next_tick(), Some(self.resync_at), Some(now + HEARTBEAT)];
         times.into_iter().flatten().min().unwrap_or(now)
@@ -212,7 +215,7 @@ impl Controller {
 
     fn rested(&self) -> bool {
         let busy = self.work.len() > self.reclaiming.len();
-        !busy || self.decided_at.is_none_or(|at| at.elapsed() >= DECISION_REST)
+        !busy || self.decided_at.is_none_or(|at| at.elapsed() >= self.decision_rest)
     }
 
     fn tick(&mut self) {
@@ -241,6 +244,8 @@ impl Controller {
         }
         self.calls_since_settled = 0;
         self.unsettled_since = None;
+        self.books.share_identities(&self.findings);
+        self.cache.share_identities(self.books.ledger());
         ioctl::release_free_memory();
     }
 
@@ -273,7 +278,19 @@ impl Controller {
         while let Some(event) = next {
             match &event {
                 Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
-                Event::Pv(Decoded::Owned(owned)) => self.memory.saw(&owned.name),
+                Event::Pv(Decoded::Owned(owned)) | Event::PvListed(Decoded::Owned(owned)) => {
+                    self.memory.saw(&owned.name);
+                    // What an admin says does not wait for what failed before it was said.
+                    if self.cache.owned().get(&owned.name).is_some_and(|before| owned.says_more_than(before)) {
+                        self.memory.forget_setback(&owned.name);
+                    }
+                    // It ends the look into a quarantined volume, too.
+                    if let Some(control) =
+                        self.reclaiming.get(&owned.name).filter(|_| owned.quarantined && owned.word.is_some())
+                    {
+                        control.cancel();
+                    }
+                }
                 Event::PvLeft { name, .. } => {
                     // What was found wrong with the former PV is nothing against the next.
                     self.memory.forget_setback(name);
@@ -366,6 +383,8 @@ impl Controller {
             random: self.random,
         });
         self.memory.note_missing(plan.missing, now);
+        self.memory.note_wanted(plan.wanted, now);
+        self.memory.note_mass_release(plan.mass_release, now);
         self.books.note(plan.records, &self.tools.scribe);
         self.heed_brakes(plan.brake);
         self.dirty = false;
@@ -388,6 +407,7 @@ impl Controller {
             let changed = view.status.update(plan.entries);
             self.teller.tell(&changed, owned, &self.node_name, events);
         });
+        self.decision_rest = (now.elapsed() * DECISION_REST.0).clamp(DECISION_REST.1, DECISION_REST.2);
     }
 
     /// Stops the wipes that an admin holds, and tells of a mass release.
@@ -398,6 +418,14 @@ impl Controller {
                 control.cancel();
             }
         }
+        if all || brake.is_some() {
+            // What has not begun is decided on anew.
+            let (dropped, kept) =
+                std::mem::take(&mut self.queue).into_iter().partition(|action| matches!(action, Action::Reclaim(_)));
+            self.queue = kept;
+            let dropped: VecDeque<Action> = dropped;
+            dropped.iter().for_each(|action| self.memory.look_again(action.pv()));
+        }
         if let Some(Brake { released, of, .. }) = brake.filter(|_| self.brake.is_none()) {
             let minutes = brake::HOLD.as_secs() / 60;
             let note = format!(
@@ -405,7 +433,11 @@ impl Controller {
                  wait for {minutes} minutes. To keep them, annotate the Node with mooring.dev/hold"
             );
             warn!(released, of, "Most volumes were released at once; their wipes wait");
-            self.tools.events.send(events::Event::warning(About::Node(self.node_name.clone()), "MassRelease", note));
+            self.tools.events.send(events::Event::warning(
+                About::Node(self.node_name.clone()),
+                events::MASS_RELEASE,
+                note,
+            ));
         }
         self.brake = brake;
         self.tools.metrics.brake.set(i64::from(brake.is_some()));
@@ -417,13 +449,21 @@ impl Controller {
         let limit = if self.memory.is_silent() { 1 } else { MAX_IN_FLIGHT };
         for action in std::mem::take(&mut self.queue) {
             match &action {
-                Action::Reclaim(target) if self.reclaiming.len() < MAX_RECLAIMS => {
+                Action::Reclaim(target) | Action::FreeIfBlank { target, .. }
+                    if self.reclaiming.len() < MAX_RECLAIMS =>
+                {
                     let control = Arc::new(Control::default());
                     self.reclaiming.insert(target.pv.clone(), Arc::clone(&control));
-                    let place = self.turns.place(target);
-                    self.work.spawn(self.tools.clone().reclaim((**target).clone(), place, control));
+                    let (tools, place) = (self.tools.clone(), self.turns.place(target));
+                    match action {
+                        Action::FreeIfBlank { pv, target } => {
+                            self.work.spawn(tools.free_if_blank(pv, *target, place, control))
+                        }
+                        Action::Reclaim(target) => self.work.spawn(tools.reclaim(*target, place, control)),
+                        _ => unreachable!("matched above"),
+                    };
                 }
-                Action::Reclaim(_) => self.queue.push_back(action),
+                Action::Reclaim(_) | Action::FreeIfBlank { .. } => self.queue.push_back(action),
                 _ if self.work.len() - self.reclaiming.len() < limit => {
                     self.work.spawn(self.tools.clone().write(action));
                 }

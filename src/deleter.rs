@@ -44,6 +44,7 @@ use wipe::Device;
 pub struct Claimed<L = Fence> {
     leave: L,
     volume: OpenVolume,
+    is_the_recorded_one: bool,
 }
 
 /// A claimed volume of which everything was overwritten or removed.
@@ -69,6 +70,12 @@ impl Verified<Fence> {
 }
 
 impl<L> Verified<L> {
+    /// Whether it is the volume that was recorded, or one in its place that was empty.
+    #[must_use]
+    pub fn is_the_recorded_one(&self) -> bool {
+        self.claimed.is_the_recorded_one
+    }
+
     /// What was done.
     #[must_use]
     pub fn receipt(&self) -> &Receipt {
@@ -177,7 +184,7 @@ pub enum WipeError {
     #[error("the kernel does not answer when it is looked at")]
     Unresponsive,
     /// A quarantined volume is not empty.
-    #[error("it is quarantined, and not empty: {0}")]
+    #[error("it is not empty: {0}")]
     NotBlank(String),
     /// The ledger can't be written, so nothing is destroyed.
     #[error("{0}")]
@@ -231,6 +238,7 @@ pub fn wipe<L>(claimed: Claimed<L>, mut job: Job<'_>, control: &Control) -> Resu
 
 fn destroy<L>(claimed: Claimed<L>, job: &mut Job<'_>, control: &Control) -> Result<Wiped<L>, WipeError> {
     let began = Instant::now();
+    control.check()?;
     match &claimed.volume {
         OpenVolume::Directory(root) => {
             control.enter(Phase::Removing);

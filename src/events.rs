@@ -20,6 +20,24 @@ use crate::pv::Claim;
 const QUEUE: usize = 256;
 /// The same Event is not sent again within this time.
 const REPEAT: Duration = Duration::from_secs(600);
+/// In bytes; Events of the newer form take no more than 1,024.
+const LONGEST_NOTE: usize = 1_000;
+/// The wipe of a volume begins; the Go provisioner's word.
+const VOLUME_DELETE: &str = "VolumeDelete";
+/// A volume was not wiped; the Go provisioner's word.
+const VOLUME_FAILED_DELETE: &str = "VolumeFailedDelete";
+/// A volume is wiped and verified.
+const VOLUME_WIPED: &str = "VolumeWiped";
+/// An admin's word was taken off a PV.
+pub const WORD_IGNORED: &str = "WordIgnored";
+/// Most volumes of the node were released at once.
+pub const MASS_RELEASE: &str = "MassRelease";
+/// The ledger can't be written.
+pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
+/// The reasons of Events that are no verdicts. For those see
+/// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
+pub const REASONS: [&str; 6] =
+    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, WORD_IGNORED, MASS_RELEASE, LEDGER_NOT_WRITABLE];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 
@@ -58,13 +76,13 @@ impl Event {
     #[must_use]
     pub fn wipe_begins(target: &Target) -> Self {
         let note = format!("wiping {} by the method {}", target.entry, target.rules.method.as_str());
-        Self { warning: false, ..Self::warning(about(target), "VolumeDelete", note) }
+        Self { warning: false, ..Self::warning(about(target), VOLUME_DELETE, note) }
     }
 
     /// A volume was not wiped.
     #[must_use]
     pub fn failed_delete(target: &Target, error: &WipeError) -> Self {
-        Self::warning(about(target), "VolumeFailedDelete", error.verdict().to_string())
+        Self::warning(about(target), VOLUME_FAILED_DELETE, error.verdict().to_string())
     }
 
     /// The receipt of a wipe.
@@ -76,7 +94,7 @@ impl Event {
             "{} is wiped: method {method}, {bytes} bytes, {seconds:.1} s, verification {verification}, identity {identity}",
             target.entry
         );
-        Self { warning: false, ..Self::warning(about(target), "VolumeWiped", note) }
+        Self { warning: false, ..Self::warning(about(target), VOLUME_WIPED, note) }
     }
 }
 
@@ -157,12 +175,33 @@ fn encode(event: &Event, component: &str, at: Timestamp, unique: u64) -> v1::Eve
         involved_object,
         type_: Some(if event.warning { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(event.reason.to_owned()),
-        // The API server takes no more than 1,024 bytes.
-        message: Some(event.note.chars().take(250).collect()),
+        message: Some(event.note[..event.note.floor_char_boundary(LONGEST_NOTE)].to_owned()),
         source: Some(EventSource { component: Some(component.to_owned()), host: None }),
         first_timestamp: Some(Time(at)),
         last_timestamp: Some(Time(at)),
         count: Some(1),
         ..v1::Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Reason;
+
+    fn message(note: &str) -> String {
+        let event = Event::warning(About::Node("n1".to_owned()), MASS_RELEASE, note);
+        encode(&event, "mooring", Timestamp::UNIX_EPOCH, 1).message.expect("an Event has a message")
+    }
+
+    #[test]
+    fn what_to_do_is_not_cut_off() {
+        for reason in Reason::ALL {
+            let note = format!("/{}: {}. To do: {}", "d/".repeat(120), "w".repeat(300), reason.remedy());
+            assert_eq!(message(&note), note);
+        }
+        // In whole characters, whatever they take.
+        let long = message(&"\u{20ac}".repeat(500));
+        assert!(long.len() <= LONGEST_NOTE && long.chars().all(|c| c == '\u{20ac}'), "{}", long.len());
     }
 }

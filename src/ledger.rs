@@ -4,7 +4,7 @@
 
 pub mod file;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -88,7 +88,9 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "is")]
 pub enum State {
-    /// Wiped and verified, or never used since it was found.
+    /// Nothing is known of its content, and nobody has used it since it was found.
+    AsFound,
+    /// Wiped and verified, or found empty.
     Clean,
     /// A PV offers it, or is about to.
     Offered {
@@ -130,6 +132,8 @@ pub enum State {
     Quarantined {
         /// Why.
         reason: Box<str>,
+        /// Name of the PV that the claim was bound to.
+        pv: Box<str>,
         /// The claim that had it, when that is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         claim: Option<Claim>,
@@ -145,7 +149,7 @@ impl State {
     /// The least clean counts when two entries are about one volume.
     fn distrust(&self) -> u8 {
         match self {
-            Self::Clean => 0,
+            Self::AsFound | Self::Clean => 0,
             Self::Offered { .. } => 1,
             Self::Used { .. } => 2,
             Self::Wiping { .. } => 3,
@@ -160,11 +164,13 @@ impl State {
         matches!(self, Self::Wiping { pv, .. } if pv.is_empty())
     }
 
-    fn uid(&self) -> Option<&str> {
+    /// UID of the PV that it is about.
+    #[must_use]
+    pub fn uid(&self) -> Option<&str> {
         match self {
             Self::Offered { uid, .. } => uid.as_deref(),
             Self::Used { uid, .. } | Self::Wiping { uid, .. } => Some(uid),
-            Self::Clean | Self::Quarantined { .. } | Self::Retired { .. } => None,
+            Self::AsFound | Self::Clean | Self::Quarantined { .. } | Self::Retired { .. } => None,
         }
     }
 }
@@ -199,7 +205,13 @@ impl Entry {
     #[must_use]
     pub fn new(id: EntryId, class: &str, path: &str, identity: Arc<Identity>, as_of: Timestamp) -> Self {
         let (class, path) = (class.into(), path.into());
-        Self { id, class, path, identity, root: None, state: State::Clean, as_of, receipts: Vec::new() }
+        Self { id, class, path, identity, root: None, state: State::AsFound, as_of, receipts: Vec::new() }
+    }
+
+    /// What the state was before the volume was offered: nobody has used it since.
+    #[must_use]
+    pub fn unused(&self) -> State {
+        if self.receipts.is_empty() { State::AsFound } else { State::Clean }
     }
 
     /// Adds the receipt of a wipe, and forgets the oldest.
@@ -224,8 +236,9 @@ impl Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     entries: BTreeMap<EntryId, Entry>,
-    by_key: HashMap<u64, Vec<EntryId>>,
-    by_uid: HashMap<Box<str>, EntryId>,
+    /// By hashes: of the keys of their identities, and of the UIDs of their PVs.
+    by_key: BTreeSet<(u64, EntryId)>,
+    by_uid: BTreeSet<(u64, EntryId)>,
     lost: usize,
 }
 
@@ -253,20 +266,14 @@ impl Ledger {
     pub fn insert(&mut self, entry: Entry) {
         if let Some(before) = self.entries.remove(&entry.id) {
             for key in keys(&before.identity, &before.path) {
-                if let Some(ids) = self.by_key.get_mut(&key) {
-                    ids.retain(|id| *id != entry.id);
-                }
+                self.by_key.remove(&(key, entry.id));
             }
             if let Some(uid) = before.state.uid() {
-                self.by_uid.remove(uid);
+                self.by_uid.remove(&(hash(uid), entry.id));
             }
         }
-        for key in keys(&entry.identity, &entry.path) {
-            self.by_key.entry(key).or_default().push(entry.id);
-        }
-        if let Some(uid) = entry.state.uid() {
-            self.by_uid.insert(uid.into(), entry.id);
-        }
+        self.by_key.extend(keys(&entry.identity, &entry.path).map(|key| (key, entry.id)));
+        self.by_uid.extend(entry.state.uid().map(|uid| (hash(uid), entry.id)));
         self.entries.insert(entry.id, entry);
     }
 
@@ -276,8 +283,7 @@ impl Ledger {
     #[must_use]
     pub fn find(&self, identity: &Identity, path: &str) -> Found<'_> {
         let mut found = Found::None;
-        let ids = keys(identity, path).filter_map(|key| self.by_key.get(&key)).flatten();
-        for entry in ids.filter_map(|id| self.entries.get(id)) {
+        for entry in keys(identity, path).flat_map(|key| self.listed(&self.by_key, key)) {
             let candidate = match entry.identity.compare(identity) {
                 Comparison::Same => Found::One(entry),
                 Comparison::Unknown(why) => Found::Unsure(entry, why),
@@ -300,7 +306,19 @@ impl Ledger {
     /// The entry of the volume that the PV with this UID offers or offered.
     #[must_use]
     pub fn of_pv(&self, uid: &str) -> Option<&Entry> {
-        self.entries.get(self.by_uid.get(uid)?)
+        self.listed(&self.by_uid, hash(uid)).find(|entry| entry.state.uid() == Some(uid))
+    }
+
+    fn listed<'a>(&'a self, index: &'a BTreeSet<(u64, EntryId)>, key: u64) -> impl Iterator<Item = &'a Entry> {
+        let ids = index.range((key, EntryId(0))..=(key, EntryId(u128::MAX))).map(|(_, id)| id);
+        ids.filter_map(|id| self.entries.get(id))
+    }
+
+    /// Keeps one copy of an identity that is the very same as that of an entry.
+    pub fn share(&mut self, identity: &Arc<Identity>) {
+        let same = identity.keys().into_iter().flat_map(|key| self.listed(&self.by_key, key));
+        let Some(id) = same.filter(|entry| entry.identity == *identity).map(|entry| entry.id).next() else { return };
+        self.entries.get_mut(&id).expect("it was found just now").identity = Arc::clone(identity);
     }
 
     /// The entry of that name.
@@ -328,6 +346,10 @@ fn keys(identity: &Identity, path: &str) -> impl Iterator<Item = u64> {
     identity.keys().into_iter().chain([path])
 }
 
+fn hash(uid: &str) -> u64 {
+    fnv1a_64(uid.bytes())
+}
+
 /// What is to become of a volume without a PV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -337,16 +359,14 @@ pub enum Standing {
     NeverSeen,
     /// It may hold a tenant's data.
     Dirty {
-        /// The claim that had it, when that is known.
-        claim: Option<Claim>,
+        /// The claim that had it, and the name of the PV that it was bound to, when that is
+        /// known.
+        claim: Option<(Box<str>, Claim)>,
         /// How that is known.
         why: String,
     },
     /// Its wipe has begun and has not ended.
-    HalfWiped {
-        /// The claim whose data was being wiped.
-        claim: Option<Claim>,
-    },
+    HalfWiped,
     /// An admin does not want it offered.
     Retired,
 }
@@ -359,7 +379,10 @@ pub const WIPE_BY_HAND: &str = "its wipe by `mooring wipe` has begun and has not
 /// are entries that can't be read.
 #[must_use]
 pub fn standing(found: Found<'_>, lost: bool) -> Standing {
-    let dirty = |claim: Option<&Claim>, why: &str| Standing::Dirty { claim: claim.cloned(), why: why.to_owned() };
+    let dirty = |claim: Option<(&Box<str>, &Claim)>, why: &str| Standing::Dirty {
+        claim: claim.map(|(pv, claim)| (pv.clone(), claim.clone())),
+        why: why.to_owned(),
+    };
     let (entry, certain) = match found {
         Found::One(entry) => (entry, true),
         Found::Unsure(entry, _) => (entry, false),
@@ -370,23 +393,26 @@ pub fn standing(found: Found<'_>, lost: bool) -> Standing {
     };
     match &entry.state {
         State::Clean if certain => Standing::Free,
-        State::Clean => Standing::NeverSeen,
+        State::Clean | State::AsFound => Standing::NeverSeen,
         State::Offered { pv, .. } => {
             dirty(None, &format!("PV {pv} offered it, and was removed by somebody: it may have been used"))
         }
         State::Used { pv, claim: Some(claim), .. } => {
-            dirty(Some(claim), &format!("claim {claim} had it, and its PV {pv} was removed before it was wiped"))
+            dirty(Some((pv, claim)), &format!("claim {claim} had it, and its PV {pv} was removed before it was wiped"))
         }
         State::Used { pv, claim: None, .. } => {
             dirty(None, &format!("a claim had it, and its PV {pv} was removed before it was wiped"))
         }
         // Whoever began it may have stopped it for good reason.
-        state @ State::Wiping { claim, .. } if state.is_wipe_by_hand() => dirty(claim.as_ref(), WIPE_BY_HAND),
-        State::Wiping { claim, .. } if certain => Standing::HalfWiped { claim: claim.clone() },
-        State::Wiping { claim, .. } => {
-            dirty(claim.as_ref(), "a wipe was begun at this path, and it is not certain that it was of this volume")
+        state @ State::Wiping { pv, claim, .. } if state.is_wipe_by_hand() => {
+            dirty(claim.as_ref().map(|claim| (pv, claim)), WIPE_BY_HAND)
         }
-        State::Quarantined { reason, claim } => dirty(claim.as_ref(), reason),
+        State::Wiping { .. } if certain => Standing::HalfWiped,
+        State::Wiping { pv, claim, .. } => dirty(
+            claim.as_ref().map(|claim| (pv, claim)),
+            "a wipe was begun at this path, and it is not certain that it was of this volume",
+        ),
+        State::Quarantined { reason, pv, claim } => dirty(claim.as_ref().map(|claim| (pv, claim)), reason),
         State::Retired { .. } => Standing::Retired,
     }
 }

@@ -18,13 +18,14 @@ fn states() -> Vec<State> {
     let (pv, uid): (Box<str>, Box<str>) = ("pv".into(), "uid".into());
     let cursor = Some(Cursor { pass: 1, offset: 1 << 40 });
     vec![
+        State::AsFound,
         State::Clean,
         State::Offered { pv: pv.clone(), uid: None, since: None },
         State::Offered { pv: pv.clone(), uid: Some(uid.clone()), since: Some(7) },
         State::Used { pv: pv.clone(), uid: uid.clone(), claim: None },
         State::Used { pv: pv.clone(), uid: uid.clone(), claim: Some(claim()) },
         State::Wiping { pv, uid, claim: Some(claim()), method: "zero".into(), cursor },
-        State::Quarantined { reason: "why".into(), claim: None },
+        State::Quarantined { reason: "why".into(), pv: "pv".into(), claim: None },
         State::Retired { reason: "why".into() },
     ]
 }
@@ -99,8 +100,8 @@ fn only_what_nobody_can_have_used_is_free() {
         assert_eq!(certainly == Standing::Free, state == State::Clean, "{state:?}");
         // A volume that is not certainly the one is not offered for it, nor wiped for it.
         let perhaps = standing(Found::Unsure(&entry, "why"), false);
-        assert!(!matches!(perhaps, Standing::Free | Standing::HalfWiped { .. }), "{state:?}");
-        assert_eq!(perhaps == Standing::NeverSeen, state == State::Clean, "{state:?}");
+        assert!(!matches!(perhaps, Standing::Free | Standing::HalfWiped), "{state:?}");
+        assert_eq!(perhaps == Standing::NeverSeen, matches!(state, State::Clean | State::AsFound), "{state:?}");
     }
     assert_eq!(standing(Found::None, false), Standing::NeverSeen);
     assert!(matches!(standing(Found::None, true), Standing::Dirty { .. }), "it may be one of those that are lost");
@@ -145,4 +146,19 @@ fn the_last_five_receipts_are_kept() {
     }
     let uids: Vec<&str> = entry.receipts.iter().map(|receipt| &*receipt.uid).collect();
     assert_eq!(uids, ["2", "3", "4", "5", "6"]);
+}
+
+#[test]
+fn only_the_very_same_identity_is_shared() {
+    let mut ledger = Ledger::new([entry(3, 1, State::Clean), entry(4, 2, State::Clean)], 0);
+    let (seen, grown) = (disk(1, 1 << 20).identity, {
+        let Identity::Device(device) = &*disk(2, 1 << 20).identity else { panic!("it is a device") };
+        Arc::new(Identity::Device(crate::identity::DeviceIdentity { bytes: 7, ..device.clone() }))
+    });
+    ledger.share(&seen);
+    ledger.share(&grown);
+    let of = |id| &ledger.get(EntryId(id)).expect("it is there").identity;
+    assert!(Arc::ptr_eq(of(3), &seen));
+    assert_eq!(*of(4), disk(2, 1 << 20).identity, "the same disk, but not all is as it was");
+    assert!(matches!(ledger.find(&seen, "/h/c/b"), Found::One(found) if found.id == EntryId(3)));
 }

@@ -18,6 +18,7 @@ use mooring::controller::{Controller, Parts};
 use mooring::events::Events;
 use mooring::ledger::Ledger;
 use mooring::metrics::Metrics;
+use mooring::node::ioctl;
 use mooring::state_dir::StateDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => args,
         Command::Wipe(args) => return wipe(args),
     };
+    ioctl::keep_heap_small();
     start_logging(&args);
     if !ignored.is_empty() {
         warn!(flags = ignored.join(" "), "Flags without a meaning here were ignored");

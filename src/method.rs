@@ -45,7 +45,7 @@ pub enum Method {
 pub enum Verify {
     /// Only the first and the last block.
     None,
-    /// Both ends, and 4,096 blocks all over the disk.
+    /// Both ends, and 4,096 blocks all over the disk; all of one of up to 256 MiB.
     #[default]
     Sample,
     /// Everything.

@@ -7,6 +7,7 @@ pub mod identity;
 pub mod ioctl;
 pub mod mountinfo;
 mod partition;
+mod patience;
 mod probe;
 mod scan;
 pub mod sysfs;

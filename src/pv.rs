@@ -97,6 +97,14 @@ pub struct Claim {
     pub uid: Box<str>,
 }
 
+impl Claim {
+    /// Whether it is the one that does not exist, by which we keep a PV from being claimed.
+    #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        *self.uid == *NOBODY
+    }
+}
+
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -190,8 +198,12 @@ pub fn identity_text(identity: &Identity) -> String {
 
 impl Volume {
     /// Makes a PV of it that shows as Released and that nobody can claim: for a volume
-    /// that may hold the data of `claim`, or of one that is not known. Unless it is to be
+    /// that may hold the data of a claim, or of one that is not known. Unless it is to be
     /// wiped at once, its policy is Retain.
+    ///
+    /// `claim` is one that was bound to a PV of this very name: it gets its volume back, if
+    /// it still lives. To one that is bound elsewhere the controller-manager would not
+    /// leave the PV, but make it Available (`syncVolume`).
     #[must_use]
     pub fn quarantined(mut self, claim: Option<&Claim>, why: &str, wipe: bool) -> Self {
         // A claim with this UID does not exist, so the controller-manager shows the PV as

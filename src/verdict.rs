@@ -97,6 +97,23 @@ impl Reason {
         }
     }
 
+    /// Whether it needs a person's attention: there is an Event of this reason.
+    #[must_use]
+    pub fn is_told_by_event(self) -> bool {
+        matches!(
+            self,
+            Self::Dirty
+                | Self::Quarantined
+                | Self::Busy
+                | Self::IdentityChanged
+                | Self::Unresponsive
+                | Self::Vanished
+                | Self::Shrunk
+                | Self::Refused
+                | Self::PathInUse
+        )
+    }
+
     /// What an admin can do about it; empty where nothing needs doing.
     #[must_use]
     pub fn remedy(self) -> &'static str {

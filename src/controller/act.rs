@@ -12,9 +12,10 @@ use tokio::sync::{oneshot, watch};
 use tracing::info;
 
 use super::scribe::Scribe;
+use super::turns::Place;
 use crate::cluster::{ApiError, Cluster};
 use crate::deleter::{self, Control, Offerable, Warrant, WipeError};
-use crate::events::Events;
+use crate::events::{self, About, Event, Events};
 use crate::ledger::{Entry, State};
 use crate::metrics::Metrics;
 use crate::plan::{Action, Adoption, Creation, Target};
@@ -45,6 +46,8 @@ pub struct Done {
     pub pv: String,
     /// What is known now.
     pub ended: Ended,
+    /// Whether its volume was wiped.
+    pub wiped: bool,
 }
 
 /// What is known of a PV after a task.
@@ -93,6 +96,20 @@ impl Tools {
                 }
                 self.or_look(&pv, grown.map(Some)).await.into()
             }
+            Action::DropWord(seen) => {
+                let dropped = self.cluster.drop_word(&seen).await;
+                if dropped.is_ok() {
+                    info!(pv, "The annotation mooring.dev/reclaim is taken off: it counts only on a Released PV");
+                    let note = "the annotation mooring.dev/reclaim counts only once the claim is gone; it was taken off, or \
+                                the next claim would inherit it. Set it again when the PV is Released";
+                    self.events.send(Event::warning(
+                        About::Pv(pv.clone(), seen.uid.clone()),
+                        events::WORD_IGNORED,
+                        note,
+                    ));
+                }
+                self.or_look(&pv, dropped.map(Some)).await.into()
+            }
             Action::Keep(seen) => {
                 let kept = self.cluster.keep(&seen).await;
                 if kept.is_ok() {
@@ -109,10 +126,9 @@ impl Tools {
                 }
                 Err(error) => Ended::Ledger(error),
             },
-            Action::FreeIfBlank { pv: seen, target } => self.free_if_blank(seen, *target).await,
-            Action::Reclaim(_) => unreachable!("a reclaim is more than one call"),
+            Action::FreeIfBlank { .. } | Action::Reclaim(_) => unreachable!("these are more than a call or two"),
         };
-        Done { pv, ended }
+        Done { pv, ended, wiped: false }
     }
 
     /// The ledger first, then the PV: a volume that somebody may use is never unknown.
@@ -130,7 +146,8 @@ impl Tools {
                 let why = format!(
                     "it carries the mark {mark} of a wipe that has not ended and that the ledger does not know"
                 );
-                entry.state = State::Quarantined { reason: why.as_str().into(), claim: None };
+                entry.state =
+                    State::Quarantined { reason: why.as_str().into(), pv: volume.name.as_str().into(), claim: None };
                 volume = volume.quarantined(None, &why, false);
             } else if let Some(root) = seen.root.as_ref().filter(|_| entry.root.is_none()) {
                 let root = serde_json::to_string(root).expect("the facts of a directory are plain data");
@@ -153,7 +170,11 @@ impl Tools {
             Err(ApiError::NotFound) => ApiError::Rejected("not found, though it was to be made".to_owned()),
             Err(error) => error,
         };
-        match self.scribe.record(Entry { state: before, ..entry }).await {
+        // What was found to be marked meanwhile stays quarantined.
+        let Some(state) = before.filter(|_| matches!(entry.state, State::Offered { .. })) else {
+            return Ended::Api(error);
+        };
+        match self.scribe.record(Entry { state, ..entry }).await {
             Ok(()) => Ended::Api(error),
             Err(unwritten) => Ended::Ledger(unwritten),
         }
@@ -201,25 +222,39 @@ impl Tools {
     }
 
     /// Removes the quarantined PV of a volume that is found empty.
-    async fn free_if_blank(&self, seen: Seen, target: Target) -> Ended {
+    pub async fn free_if_blank(self, seen: Seen, target: Target, place: Place, control: Arc<Control>) -> Done {
+        let pv = target.pv.clone();
+        let ended = self.look_into(seen, target, &place, &control).await.unwrap_or_else(|ended| ended);
+        Done { pv, ended, wiped: false }
+    }
+
+    async fn look_into(
+        &self,
+        seen: Seen,
+        target: Target,
+        place: &Place,
+        control: &Arc<Control>,
+    ) -> Result<Ended, Ended> {
         let (pv, mut entry) = (target.pv.clone(), (*target.record).clone());
-        let control = Arc::new(Control::default());
-        let check = deleter::spawn(&thread_name(&pv), &control, move |control| deleter::blank(&target, seen, control));
-        let blank = match on_thread(check).await {
-            Ok(blank) => blank,
-            Err(ended) => return ended,
+        // All of a device may be read.
+        let mut stopped = self.stopped.clone();
+        let _turn = tokio::select! {
+            turn = place.wait() => turn,
+            _ = stopped.wait_for(|stopped| *stopped) => return Err(Ended::Stopped),
         };
-        entry.state = State::Clean;
-        if let Some(known) = self.scribe.on_disk(entry.id).await {
-            // Among them that of the wipe by hand that has emptied it.
-            entry.receipts = known.receipts;
-        }
-        if let Err(error) = self.scribe.record(entry).await {
-            return Ended::Ledger(error);
+        let check = deleter::spawn(&thread_name(&pv), control, move |control| deleter::blank(&target, seen, control));
+        let blank = on_thread(check).await?;
+        if blank.is_the_recorded_one() {
+            entry.state = State::Clean;
+            if let Some(known) = self.scribe.on_disk(entry.id).await {
+                // Among them that of the wipe by hand that has emptied it.
+                entry.receipts = known.receipts;
+            }
+            self.scribe.record(entry).await.map_err(Ended::Ledger)?;
         }
         info!(pv, "Quarantined volume is found empty; it is offered anew");
         let removed = self.cluster.remove(&Warrant::Blank(blank)).await;
-        self.or_look(&pv, removed).await.into()
+        Ok(self.or_look(&pv, removed).await.into())
     }
 
     fn owned(&self, pv: &PersistentVolume) -> Option<OwnedPv> {

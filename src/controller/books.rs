@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::scribe::Scribe;
+use crate::discovery::Finding;
 use crate::ledger::{Entry, EntryId, Ledger, State};
 use crate::pv::{OwnedPv, Phase};
 use crate::state_dir::{StateDir, StateDirError};
@@ -22,7 +23,6 @@ const LOOK: Duration = Duration::from_secs(10);
 pub struct Books {
     ledger: Ledger,
     heard: UnboundedReceiver<Entry>,
-    arrived: Option<Entry>,
     saves: JoinSet<Result<(), StateDirError>>,
     looks: JoinSet<Result<Vec<Entry>, StateDirError>>,
     look_at: Option<Instant>,
@@ -43,7 +43,6 @@ impl Books {
             Self {
                 ledger,
                 heard,
-                arrived: None,
                 saves: JoinSet::new(),
                 looks: JoinSet::new(),
                 look_at,
@@ -61,6 +60,13 @@ impl Books {
         &self.ledger
     }
 
+    /// Keeps one copy of the identities that it has and discovery has seen.
+    pub fn share_identities(&mut self, findings: &[Finding]) {
+        for candidate in findings.iter().filter_map(|finding| finding.outcome.as_ref().ok()) {
+            self.ledger.share(&candidate.sighting.identity);
+        }
+    }
+
     /// Why it can't be written, if so.
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
@@ -74,7 +80,7 @@ impl Books {
     /// Completes when there is something to take over.
     pub async fn written(&mut self) {
         tokio::select! {
-            Some(entry) = self.heard.recv() => self.arrived = Some(entry),
+            Some(entry) = self.heard.recv() => self.ledger.insert(entry),
             Some(saved) = self.saves.join_next() => self.take_saved(saved),
             Some(found) = self.looks.join_next() => self.take_found(found),
             else => std::future::pending().await,
@@ -84,8 +90,7 @@ impl Books {
     /// Takes over what those who work on single volumes have written. Returns the entries
     /// that were changed by others than this agent.
     pub fn take_written(&mut self) -> Vec<EntryId> {
-        let mut next = self.arrived.take();
-        while let Some(entry) = next.take().or_else(|| self.heard.try_recv().ok()) {
+        while let Ok(entry) = self.heard.try_recv() {
             self.ledger.insert(entry);
         }
         let mut taken = Vec::new();
@@ -113,13 +118,13 @@ impl Books {
     /// A PV is gone. If it was seen to go, and had never been claimed, its volume is as it
     /// was before it was offered.
     pub fn note_gone(&mut self, last: Option<&OwnedPv>, scribe: &Scribe) {
-        let Some(last) = last.filter(|last| last.terminating && last.free_of_finalizers) else { return };
+        let Some(last) = last.filter(|last| last.terminating) else { return };
         let unused = last.phase == Phase::Available && last.claim.is_none();
         let Some(entry) = self.ledger.of_pv(&last.uid).filter(|_| unused) else { return };
         let offered =
             State::Offered { pv: last.name.as_str().into(), uid: Some(last.uid.as_str().into()), since: last.since };
         if last.since.is_some() && entry.state == offered {
-            let entry = Entry { state: State::Clean, as_of: jiff::Timestamp::now(), ..entry.clone() };
+            let entry = Entry { state: entry.unused(), as_of: jiff::Timestamp::now(), ..entry.clone() };
             self.note(vec![entry], scribe);
         }
     }
@@ -182,7 +187,7 @@ impl Books {
 /// PV of the volume says anything else.
 fn may_replace(known: &Entry, found: &Entry) -> bool {
     let without_pv = match &known.state {
-        State::Clean | State::Quarantined { .. } | State::Retired { .. } => true,
+        State::AsFound | State::Clean | State::Quarantined { .. } | State::Retired { .. } => true,
         State::Wiping { .. } => known.state.is_wipe_by_hand(),
         State::Offered { .. } | State::Used { .. } => false,
     };

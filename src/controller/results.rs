@@ -24,14 +24,17 @@ impl Controller {
         }
     }
 
-    fn take_result(&mut self, Done { pv, ended }: Done) {
-        let reclaimed = self.reclaiming.remove(&pv).is_some();
+    fn take_result(&mut self, Done { pv, ended, wiped }: Done) {
+        self.reclaiming.remove(&pv);
         self.dirty = true;
         let name_only = self.config.use_node_name_only;
         if !matches!(ended, Ended::Api(ApiError::Unknown(_))) && self.memory.api_answered() {
             info!("The API server answers again");
         }
-        let released_at = self.cache.owned().get(&pv).filter(|_| reclaimed).and_then(|owned| owned.since);
+        if wiped {
+            let released_at = self.cache.owned().get(&pv).and_then(|owned| owned.since);
+            self.memory.note_reclaimed(released_at.unwrap_or_else(|| jiff::Timestamp::now().as_second()));
+        }
         match ended {
             Ended::Is(object) => match self.cache.learn(&object, name_only) {
                 Some(_) => {
@@ -72,15 +75,25 @@ impl Controller {
                 self.books.complain(&problem);
             }
             Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped => self.memory.look_again(&pv),
-            Ended::NotWiped(error) => self.fail(&pv, error.verdict()),
-        }
-        if let Some(released_at) = released_at.filter(|_| !self.cache.owned().contains_key(&pv)) {
-            self.memory.note_reclaimed(released_at);
+            Ended::NotWiped(error) => {
+                let is_device = || self.cache.owned().get(&pv)?.identity.as_ref().map(|identity| identity.is_device());
+                let cheap = match &error {
+                    WipeError::Busy(_) => true,
+                    // All of a device may have been read.
+                    WipeError::NotBlank(_) => is_device() == Some(false),
+                    _ => false,
+                };
+                self.fail_with(&pv, error.verdict(), cheap);
+            }
         }
     }
 
     fn fail(&mut self, pv: &str, verdict: Verdict) {
+        self.fail_with(pv, verdict, false);
+    }
+
+    fn fail_with(&mut self, pv: &str, verdict: Verdict, cheap: bool) {
         debug!(pv, %verdict, "Work failed; waiting before it is tried again");
-        self.memory.failed(pv, verdict, Instant::now(), fastrand::f64());
+        self.memory.failed(pv, verdict, cheap, Instant::now(), fastrand::f64());
     }
 }

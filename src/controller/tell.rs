@@ -25,7 +25,7 @@ impl Teller {
     pub fn tell(&mut self, changed: &[EntryStatus], owned: &BTreeMap<String, OwnedPv>, node: &str, events: &Events) {
         for entry in changed {
             log(entry);
-            if is_alarming(entry.verdict.reason) {
+            if is_alarming(entry) {
                 send(entry, owned, node, events);
             }
         }
@@ -51,17 +51,19 @@ impl Teller {
     }
 }
 
-fn is_alarming(reason: Reason) -> bool {
+/// Whether an admin should hear of it. What is nothing to hear of where no volume was ever
+/// offered is a volume that is missing where a PV offers it. Who is in the way is told by
+/// [`Teller::tell_busy`].
+fn is_alarming(entry: &EntryStatus) -> bool {
+    let reason = entry.verdict.reason;
+    (reason.is_told_by_event() && reason != Reason::Busy) || (entry.pv.is_some() && is_missing(reason))
+}
+
+/// Whether the volume is not there.
+fn is_missing(reason: Reason) -> bool {
     matches!(
         reason,
-        Reason::Dirty
-            | Reason::Quarantined
-            | Reason::IdentityChanged
-            | Reason::Vanished
-            | Reason::Shrunk
-            | Reason::Unresponsive
-            | Reason::Refused
-            | Reason::PathInUse
+        Reason::Vanished | Reason::NotAMountPoint | Reason::ModeMismatch | Reason::ZeroCapacity | Reason::Unsupported
     )
 }
 
@@ -77,7 +79,7 @@ fn send(entry: &EntryStatus, owned: &BTreeMap<String, OwnedPv>, node: &str, even
         None => About::Node(node.to_owned()),
     };
     events.send(Event::warning(about, reason.as_str(), note.clone()));
-    let of_claim = matches!(reason, Reason::IdentityChanged | Reason::Vanished | Reason::Shrunk);
+    let of_claim = is_missing(reason) || matches!(reason, Reason::IdentityChanged | Reason::Shrunk);
     if let Some(claim) = pv.and_then(|pv| pv.claim.as_ref()).filter(|_| of_claim) {
         events.send(Event::warning(About::from(&**claim), reason.as_str(), note));
     }
@@ -91,7 +93,7 @@ fn log(entry: &EntryStatus) {
         Reason::Published => info!(class, path, pv, detail, "Volume is published"),
         Reason::Wiping => info!(class, path, pv, "Volume is being wiped"),
         Reason::Pending | Reason::ExcludedByPattern => debug!(class, path, verdict, detail, "Volume is not published"),
-        reason if is_alarming(reason) || reason == Reason::Busy => {
+        reason if is_alarming(entry) || reason == Reason::Busy => {
             warn!(class, path, pv, verdict, detail, remedy, "Volume needs attention");
         }
         _ => info!(class, path, verdict, detail, remedy, "Entry is not published"),

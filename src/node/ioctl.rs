@@ -187,6 +187,18 @@ fn attributes(file: BorrowedFd<'_>) -> io::Result<FileAttributes> {
     Ok(attributes)
 }
 
+/// Keeps the heap in one piece. The allocator makes one for nearly each thread, and the
+/// many short ones of a burst leave all of theirs behind.
+#[cfg(target_env = "gnu")]
+pub fn keep_heap_small() {
+    // SAFETY: takes no pointer; called before there is another thread.
+    unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1) };
+}
+
+/// Other C libraries have no such call.
+#[cfg(not(target_env = "gnu"))]
+pub fn keep_heap_small() {}
+
 /// Gives the memory back that a burst of work has left free in the heap (`malloc_trim`).
 /// The allocator alone keeps it.
 #[cfg(target_env = "gnu")]

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use procfs::process::MountInfo;
 
@@ -33,6 +35,28 @@ impl MountTable {
         let mut bytes = Vec::new();
         std::fs::File::open("/proc/self/mountinfo")?.read_to_end(&mut bytes)?;
         Ok(Self::parse(&bytes))
+    }
+
+    /// As [`MountTable::read`]. Threads that ask at the same time share a table that was
+    /// begun to be read after all of them had asked: with a thousand mounts it takes the
+    /// kernel milliseconds, and holds up mount(2).
+    ///
+    /// # Errors
+    /// As [`MountTable::read`].
+    pub fn read_shared() -> io::Result<Arc<Self>> {
+        static LAST: Mutex<Option<(Instant, Weak<MountTable>)>> = Mutex::new(None);
+        let asked = Instant::now();
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((begun, table)) = &*last
+            && *begun >= asked
+            && let Some(table) = table.upgrade()
+        {
+            return Ok(table);
+        }
+        let begun = Instant::now();
+        let table = Arc::new(Self::read()?);
+        *last = Some((begun, Arc::downgrade(&table)));
+        Ok(table)
     }
 
     /// Parses the text of a mountinfo file. Mount points may hold any bytes, while

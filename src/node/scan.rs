@@ -38,7 +38,8 @@ const REST: (u32, Duration, Duration) = (10, Duration::from_millis(1), Duration:
 type Place = (String, Option<OsString>);
 /// Places with a thread stuck in each.
 type Hung = Arc<Mutex<HashSet<Place>>>;
-type Known = HashMap<(String, OsString), (Key, Observed)>;
+/// What was seen last, by directory and name.
+type Known = HashMap<String, HashMap<OsString, (Key, Observed)>>;
 
 /// What a worker reports, in the order of its work.
 enum Report {
@@ -143,7 +144,8 @@ impl Scan {
                 match self.await_report(worker, &(directory.clone(), None))? {
                     Report::Listed(Ok((fingerprint, names))) => {
                         self.fingerprints.insert(directory.clone(), fingerprint);
-                        Listing::Entries(self.entries(&directory, names, hung, worker, &mut known)?)
+                        let known = known.entry(directory.clone()).or_default();
+                        Listing::Entries(self.entries(&directory, names, hung, worker, known)?)
                     }
                     Report::Listed(Err(error)) => Listing::Failed(error.to_string()),
                     Report::Probed(..) => unreachable!("a worker lists a directory before it probes its entries"),
@@ -160,7 +162,7 @@ impl Scan {
         names: Vec<OsString>,
         hung: &HashSet<Place>,
         worker: &RunningWorker,
-        known: &mut Known,
+        known: &mut HashMap<OsString, (Key, Observed)>,
     ) -> Result<Vec<Entry>, Place> {
         let mut entries = Vec::with_capacity(names.len());
         for name in names {
@@ -169,7 +171,7 @@ impl Scan {
                 Observed::Unresponsive
             } else if let Report::Probed(key, observed) = self.await_report(worker, &place)? {
                 if let Some(key) = key {
-                    known.insert((directory.to_owned(), name.clone()), (key, observed.clone()));
+                    known.insert(name.clone(), (key, observed.clone()));
                 }
                 observed
             } else {
@@ -281,7 +283,7 @@ impl Worker {
                 if self.skip.contains(&place) {
                     continue;
                 }
-                let known = self.known.get(&(directory.clone(), name.clone()));
+                let known = self.known.get(directory).and_then(|known| known.get(&name));
                 let (key, observed) = opened.probe(&name, &mounts, known);
                 if self.reports.send(Report::Probed(key, observed)).is_err() {
                     return;

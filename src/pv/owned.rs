@@ -80,6 +80,8 @@ pub struct OwnedPv {
     pub capacity: Option<Capacity>,
     /// The identity that was recorded in it.
     pub identity: Option<Arc<Identity>>,
+    /// Whether an identity is recorded that can't be read.
+    pub garbled: bool,
     /// The ledger's entry of its volume ([`LEDGER_ENTRY`]).
     pub entry: Option<u128>,
     /// What an admin wants of it.
@@ -98,6 +100,16 @@ pub struct OwnedPv {
     pub fenced: bool,
     /// Whether no finalizer is left; with `terminating`, the object is as good as gone.
     pub free_of_finalizers: bool,
+}
+
+impl OwnedPv {
+    /// Whether an admin says something on it that was not said `before`.
+    #[must_use]
+    pub fn says_more_than(&self, before: &Self) -> bool {
+        let word = self.word.is_some() && self.word != before.word;
+        let accepted = self.accepted.is_some() && self.accepted != before.accepted;
+        word || accepted || (before.hold && !self.hold)
+    }
 }
 
 /// A PV as it was when an action was decided on.
@@ -182,6 +194,7 @@ fn is_signed_by_us(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: 
 fn owned(pv: &PersistentVolume, local: &LocalVolumeSource, node: &NodeFacts) -> Option<OwnedPv> {
     let (metadata, spec) = (&pv.metadata, pv.spec.as_ref()?);
     let finalizers = metadata.finalizers.as_deref().unwrap_or_default();
+    let identity = annotation(pv, IDENTITY).map(|text| serde_json::from_str(text).ok().map(Arc::new));
     Some(OwnedPv {
         name: metadata.name.clone()?,
         class: spec.storage_class_name.clone().unwrap_or_default(),
@@ -205,7 +218,8 @@ fn owned(pv: &PersistentVolume, local: &LocalVolumeSource, node: &NodeFacts) -> 
             .map(|time| time.0.as_second()),
         claim: claim(pv).map(Box::new),
         capacity: spec.capacity.as_ref().and_then(|capacity| Capacity::parse(&capacity.get("storage")?.0)),
-        identity: annotation(pv, IDENTITY).and_then(|text| serde_json::from_str(text).ok()).map(Arc::new),
+        garbled: identity == Some(None),
+        identity: identity.flatten(),
         entry: annotation(pv, LEDGER_ENTRY).and_then(|text| u128::from_str_radix(text, 16).ok()),
         word: annotation(pv, RECLAIM).map(Word::parse),
         hold: is_held(metadata.annotations.as_ref()),
@@ -234,4 +248,32 @@ fn names_this_node(pv: &PersistentVolume, node: &NodeFacts) -> bool {
                 && requirement.values.iter().flatten().any(|value| *value == node.hostname)
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::owned_pv;
+
+    #[test]
+    fn what_an_admin_says_anew_is_told_from_what_was_said_or_was_done() {
+        let silent = owned_pv("a", "c");
+        let with_word = |word| OwnedPv { word: Some(word), ..silent.clone() };
+        let (wipe, keep) = (with_word(Word::Wipe), with_word(Word::Keep));
+        let accepting = OwnedPv { accepted: Some("0123".into()), ..silent.clone() };
+        let held = OwnedPv { hold: true, ..silent.clone() };
+        for (now, before, says_more) in [
+            (&wipe, &silent, true),
+            (&keep, &wipe, true),
+            (&wipe, &wipe, false),
+            (&silent, &wipe, false),
+            (&accepting, &silent, true),
+            (&silent, &accepting, false),
+            (&silent, &held, true),
+            (&held, &silent, false),
+            (&silent, &silent, false),
+        ] {
+            assert_eq!(now.says_more_than(before), says_more, "{now:?} after {before:?}");
+        }
+    }
 }

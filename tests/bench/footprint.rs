@@ -17,7 +17,8 @@ const FEW: usize = 10;
 const OTHERS: usize = 20_000;
 const NODES: usize = 200;
 const IN_FLIGHT: usize = 64;
-const SETTLE: Duration = Duration::from_secs(10);
+/// After a burst the agent gives memory back at its next heartbeat, within 10 s.
+const SETTLE: Duration = Duration::from_secs(12);
 const IDLE: Duration = Duration::from_secs(20);
 /// The agent's age when the idle time begins: its watches, which last 60 s, end within.
 const IDLE_AGE: Duration = Duration::from_secs(45);

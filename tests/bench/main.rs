@@ -4,23 +4,35 @@
 //!
 //! `cargo bench` runs all of it, `cargo bench -- burst` one part.
 
+// It writes files and prints; the lints that forbid both are for the agent.
+#![allow(clippy::disallowed_methods, clippy::print_stdout)]
+
 #[path = "../harness/mod.rs"]
 mod harness;
 
 mod burst;
 mod footprint;
 mod latency;
+mod memory;
 mod site;
 mod table;
 mod tree;
+mod wipe;
 mod witness;
 
 use std::fs;
+use std::path::Path;
 
 use harness::{ControlPlane, Options};
 use table::Table;
 
 fn main() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == memory::CHILD) {
+        let volume = arguments.next().expect("the parent says what to wipe");
+        println!("{}", memory::wipe_and_tell(Path::new(&volume)));
+        return;
+    }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |part: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == part);
     let mut table = Table::default();
@@ -42,6 +54,12 @@ fn main() {
         }
         if is_wanted("tree") {
             tree::measure(&mut table);
+        }
+        if is_wanted("wipe") {
+            wipe::measure(&mut table);
+        }
+        if is_wanted("memory") {
+            memory::measure(&mut table);
         }
         table.note(&format!("load average after: {}", load()));
     });

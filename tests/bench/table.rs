@@ -39,6 +39,12 @@ impl Samples {
     }
 }
 
+#[derive(Clone, Copy)]
+enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
 /// The table: one line for each figure, notes below.
 #[derive(Default)]
 pub struct Table {
@@ -50,19 +56,26 @@ impl Table {
     /// A figure that was measured several times; its median counts.
     pub fn samples(&mut self, figure: &str, unit: &str, samples: &Samples, limit: Option<f64>) {
         let spread = format!("[{} – {}]", short(samples.quantile(0.1)), short(samples.quantile(0.9)));
-        self.add(figure, unit, samples.median(), &spread, samples.0.len(), limit);
+        self.add(figure, unit, samples.median(), &spread, samples.0.len(), limit.map(Limit::AtMost));
     }
 
     /// A figure that was measured once, or made of other figures.
     pub fn value(&mut self, figure: &str, unit: &str, value: f64, limit: Option<f64>) {
-        self.add(figure, unit, value, "", 1, limit);
+        self.add(figure, unit, value, "", 1, limit.map(Limit::AtMost));
     }
 
-    fn add(&mut self, figure: &str, unit: &str, value: f64, spread: &str, count: usize, limit: Option<f64>) {
-        let (target, verdict) = match limit {
-            Some(limit) => (format!("≤ {} {unit}", short(limit)), if value <= limit { "met" } else { "MISSED" }),
-            None => (String::new(), ""),
+    /// As [`Table::value`], for a figure that must not be below its limit.
+    pub fn at_least(&mut self, figure: &str, unit: &str, value: f64, limit: Option<f64>) {
+        self.add(figure, unit, value, "", 1, limit.map(Limit::AtLeast));
+    }
+
+    fn add(&mut self, figure: &str, unit: &str, value: f64, spread: &str, count: usize, limit: Option<Limit>) {
+        let (target, is_met) = match limit {
+            Some(Limit::AtMost(limit)) => (format!("≤ {} {unit}", short(limit)), Some(value <= limit)),
+            Some(Limit::AtLeast(limit)) => (format!("≥ {} {unit}", short(limit)), Some(value >= limit)),
+            None => (String::new(), None),
         };
+        let verdict = is_met.map_or("", |is_met| if is_met { "met" } else { "MISSED" });
         let count = if count > 1 { format!("n={count}") } else { String::new() };
         let shown = format!("{} {unit}", short(value));
         progress(&format!("{figure}: {shown} {spread} {count}"));
@@ -102,5 +115,9 @@ pub fn progress(text: &str) {
 }
 
 fn short(value: f64) -> String {
-    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.1}") }
+    match value {
+        100.0.. => format!("{value:.0}"),
+        2.0.. => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
 }

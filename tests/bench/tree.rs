@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use mooring::deleter::{Control, remove_contents};
 
+use crate::harness::disk::run;
 use crate::harness::{LoopDisk, Scratch, disk, require_own_namespace};
 use crate::table::{Samples, Table, progress};
 
-const DIRS: usize = 1_000;
-const FILES: usize = 200;
+pub const DIRS: usize = 1_000;
+/// In each of the directories.
+pub const FILES: usize = 200;
 const RUNS: usize = 3;
 /// 1.7 times as fast.
 const LIMIT_PERCENT: f64 = 100.0 / 1.7;
@@ -50,14 +52,7 @@ pub fn measure(table: &mut Table) {
 /// Fills the filesystem, forgets what is cached of it, and times its removal.
 fn timed(disk: &LoopDisk, volume: &Path, remove: impl Fn(&Path)) -> Duration {
     disk.mount_ext4(volume);
-    for dir in 0..DIRS {
-        let dir = volume.join(format!("dir-{dir}"));
-        fs::create_dir(&dir).expect("a directory can be made");
-        for file in 0..FILES {
-            let mut file = File::create(dir.join(format!("file-{file}"))).expect("a file can be made");
-            file.write_all(&[1; 1024]).expect("a file can be written");
-        }
-    }
+    fill(volume, DIRS, FILES);
     disk::umount(volume);
     run(Command::new("blockdev").arg("--flushbufs").arg(&disk.device));
     disk.mount_ext4(volume);
@@ -71,7 +66,14 @@ fn timed(disk: &LoopDisk, volume: &Path, remove: impl Fn(&Path)) -> Duration {
     time
 }
 
-fn run(command: &mut Command) {
-    let status = command.status().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
-    assert!(status.success(), "{command:?} failed");
+/// Makes so many directories, and so many small files in each.
+pub fn fill(volume: &Path, dirs: usize, files: usize) {
+    for dir in 0..dirs {
+        let dir = volume.join(format!("dir-{dir}"));
+        fs::create_dir(&dir).expect("a directory can be made");
+        for file in 0..files {
+            let mut file = File::create(dir.join(format!("file-{file}"))).expect("a file can be made");
+            file.write_all(&[1; 1024]).expect("a file can be written");
+        }
+    }
 }

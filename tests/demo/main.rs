@@ -7,6 +7,7 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+mod accidents;
 mod plane;
 mod reclaim;
 mod screen;
@@ -82,11 +83,13 @@ async fn acts(screen: &Screen, stage: &mut Stage) -> anyhow::Result<Vec<String>>
     let reclaimed = reclaim::watch(screen, stage, &tenants).await.context("the reclaim did not end as promised")?;
     tenant::look_for_remains(screen, stage, &tenants)?;
     screen.lines("7  What the agent said of it (its log, shortened)", stage.told());
+    accidents::show(screen, stage).await?;
     Ok(vec![
         format!("{} volumes published, the slowest {} after its disk appeared", volumes.len(), slowest(&volumes)),
         format!("{} claims bound, written to, and deleted", tenants.len()),
         format!("{} volumes wiped, verified and offered again; the slowest took {reclaimed}", tenants.len()),
         "no secret can be read back, from no mount and from no device".to_owned(),
+        "disks that changed places were not wiped, and a deleted PV did not hand on its data".to_owned(),
     ])
 }
 

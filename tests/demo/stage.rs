@@ -18,7 +18,7 @@ use super::plane;
 use super::screen::Screen;
 use super::timeline::Timeline;
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 /// Fields end in this order: agent, disks, node (with all mounts), control plane.
 pub struct Stage {
@@ -28,6 +28,7 @@ pub struct Stage {
     pub node: TestNode,
     pub fast: PathBuf,
     pub raw: PathBuf,
+    pub kept: PathBuf,
     _plane: ControlPlane,
 }
 
@@ -58,20 +59,25 @@ impl Stage {
         screen.done(&format!("etcd, API server and controllers of Kubernetes {version}"), start.elapsed());
         let timeline = Timeline::start(plane.kubeconfig())?;
         let node = TestNode::new(&plane, "demo").await;
-        let (fast, raw) = (node.discovery_dir("fast"), node.discovery_dir("raw"));
-        Ok(Self { agent: None, disks: Vec::new(), timeline, node, fast, raw, _plane: plane })
+        let [fast, raw, kept] = ["fast", "raw", "kept"].map(|name| node.discovery_dir(name));
+        Ok(Self { agent: None, disks: Vec::new(), timeline, node, fast, raw, kept, _plane: plane })
     }
 
     /// Starts the agent, then lets disks appear and waits for their PVs.
     pub async fn mount_all(&mut self, screen: &Screen) -> anyhow::Result<Vec<Published>> {
         let (fast, raw) = (self.node.class("fast", "Delete").await, self.node.class("raw", "Delete").await);
+        let kept = self.node.class("kept", "Retain").await;
         screen.note("StorageClass fast discovers filesystems, StorageClass raw block devices");
         for directory in ["scratch", "ext4", "not-mounted"] {
             std::fs::create_dir(self.fast.join(directory))?;
         }
         nix::unistd::mkfifo(&self.fast.join("a-fifo"), Mode::S_IRWXU)?;
         std::fs::create_dir(self.raw.join("a-directory"))?;
-        let map = storage_class_map(&[(&fast, &self.fast, ""), (&raw, &self.raw, "volumeMode: Block")]);
+        let map = storage_class_map(&[
+            (&fast, &self.fast, ""),
+            (&raw, &self.raw, "volumeMode: Block"),
+            (&kept, &self.kept, ""),
+        ]);
         let start = Instant::now();
         let agent =
             Agent::start(&self.node, AgentOptions { config: &[("storageClassMap", &map)], ..Default::default() });
@@ -98,7 +104,8 @@ impl Stage {
         ])
     }
 
-    fn disk(&mut self, name: &str, bytes: u64) -> anyhow::Result<usize> {
+    /// Attaches a new disk; returns which of the stage's it is.
+    pub fn disk(&mut self, name: &str, bytes: u64) -> anyhow::Result<usize> {
         let backing = self.node.dir().join(name);
         let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&backing)?;
         file.set_len(bytes)?;
@@ -106,7 +113,8 @@ impl Stage {
         Ok(self.disks.len() - 1)
     }
 
-    async fn publish(
+    /// Lets a volume appear and waits for its PV.
+    pub async fn publish(
         &mut self,
         screen: &Screen,
         path: &Path,
@@ -175,7 +183,7 @@ impl Stage {
             agent.signal(Signal::SIGTERM);
             let status = agent.wait_exit(Duration::from_secs(15)).await;
             ensure!(status.success(), "the agent ended with {status} after SIGTERM");
-            screen.act("8  The end");
+            screen.act("9  The end");
             screen.done("SIGTERM: the agent stops in order", start.elapsed());
         }
         let scratch = self.node.dir().to_owned();

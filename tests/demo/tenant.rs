@@ -12,7 +12,7 @@ use super::stage::{Published, Stage};
 
 const FILE: &str = "secrets/diary.txt";
 /// Not at either end of the device, and across a page boundary.
-const OFFSET: u64 = (100 << 20) - 7;
+const OFFSET: u64 = (20 << 20) - 7;
 
 /// A bound claim and what was written through it.
 pub struct Tenant<'a> {
@@ -27,22 +27,40 @@ pub async fn move_in<'a>(screen: &Screen, stage: &Stage, volumes: &'a [Published
     let mut tenants = Vec::new();
     for volume in volumes {
         let start = Instant::now();
-        let claim = stage.node.bind(&volume.pv).await;
+        let tenant = Tenant::settle(stage, volume).await?;
         screen.done(&format!("a claim binds {} ({})", volume.pv, volume.label), start.elapsed());
-        let secret = format!("tenant-secret-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-        let tenant = Tenant { volume, claim, secret };
-        tenant.write(stage)?;
         tenants.push(tenant);
     }
     for tenant in &tenants {
-        let (place, found) = tenant.look(stage)?;
-        ensure!(found, "the secret was written to {place}, but is not there");
-        screen.checked(&format!("its secret is in {place}"), "yes");
+        screen.checked(&format!("its secret is in {}", tenant.still_has_it(stage)?), "yes");
     }
     Ok(tenants)
 }
 
-impl Tenant<'_> {
+impl<'a> Tenant<'a> {
+    /// Binds a claim to the volume and writes a secret through it.
+    pub async fn settle(stage: &Stage, volume: &'a Published) -> anyhow::Result<Self> {
+        let claim = stage.node.bind(&volume.pv).await;
+        let secret = format!("tenant-secret-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+        let tenant = Self { volume, claim, secret };
+        tenant.write(stage)?;
+        Ok(tenant)
+    }
+
+    /// Makes sure that the secret is on the volume, and says where that was looked for.
+    pub fn still_has_it(&self, stage: &Stage) -> anyhow::Result<String> {
+        let (place, found) = self.look(stage)?;
+        ensure!(found, "the secret was written to {place}, but is not there");
+        Ok(place)
+    }
+
+    /// Makes sure that the secret is gone.
+    pub fn has_lost_it(&self, stage: &Stage) -> anyhow::Result<()> {
+        let (place, found) = self.look(stage)?;
+        ensure!(!found, "the secret is still in {place}");
+        Ok(())
+    }
+
     fn write(&self, stage: &Stage) -> anyhow::Result<()> {
         match self.volume.disk {
             Some(disk) if self.volume.is_device() => stage.disks[disk].write_at(OFFSET, self.secret.as_bytes()),
@@ -80,8 +98,7 @@ pub fn look_for_remains(screen: &Screen, stage: &Stage, tenants: &[Tenant<'_>]) 
     for tenant in tenants {
         let volume = tenant.volume;
         if tenant.volume.is_device() {
-            let (_, found) = tenant.look(stage)?;
-            ensure!(!found, "the secret is still in the file behind {}", volume.label);
+            tenant.has_lost_it(stage)?;
             screen.checked(&format!("{}: searched all of the file behind the device", volume.label), "nothing");
             let disk = &stage.disks[volume.disk.expect("a device is on a disk")];
             ensure!(disk.read_all().iter().all(|byte| *byte == 0), "{} has a byte that is not zero", volume.label);

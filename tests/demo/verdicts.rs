@@ -17,6 +17,7 @@ const EXPECTED: [(&str, &str); 6] = [
     ("raw/a-directory", "ModeMismatch"),
     ("raw/disk", "Published"),
 ];
+const PATIENCE: Duration = Duration::from_secs(10);
 const WIDTHS: [usize; 3] = [17, 15, 40];
 
 /// Shows every entry's verdict, and what to do about those that are no volumes.
@@ -35,13 +36,32 @@ pub async fn show(screen: &Screen, stage: &Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn wait(stage: &Stage) -> anyhow::Result<Vec<Value>> {
-    let agent = stage.agent.as_ref().context("the agent runs")?;
-    let deadline = Instant::now() + Duration::from_secs(10);
+/// Waits until the entry has the verdict, and returns the detail.
+pub async fn turns(stage: &Stage, label: &str, verdict: &str) -> anyhow::Result<String> {
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        let (status, page) = agent.get("/volumes").await;
-        ensure!(status == 200, "/volumes answers {status}");
-        let lines: Vec<Value> = serde_json::from_str(&page)?;
+        let lines = lines(stage).await?;
+        let line = lines.iter().find(|line| stage.short(line["path"].as_str().unwrap_or_default()) == label);
+        let found = line.and_then(|line| line["verdict"].as_str());
+        if found == Some(verdict) {
+            let detail = line.and_then(|line| line["detail"].as_str()).unwrap_or_default();
+            return Ok(stage.short(detail));
+        }
+        ensure!(Instant::now() < deadline, "the verdict of {label} is {found:?}, and not {verdict}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn lines(stage: &Stage) -> anyhow::Result<Vec<Value>> {
+    let (status, page) = stage.agent.as_ref().context("the agent runs")?.get("/volumes").await;
+    ensure!(status == 200, "/volumes answers {status}");
+    Ok(serde_json::from_str(&page)?)
+}
+
+async fn wait(stage: &Stage) -> anyhow::Result<Vec<Value>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let lines = lines(stage).await?;
         let mut found: Vec<(String, &str)> = lines
             .iter()
             .map(|line| {

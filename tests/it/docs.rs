@@ -1,11 +1,15 @@
 //! What the documents promise of the code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::ConfigMap;
-use mooring::config::Config;
+use mooring::config::{Config, DirtyPolicy};
+use mooring::events;
+use mooring::method::{Method, Verify};
+use mooring::pv;
 use mooring::verdict::Reason;
 
 fn text(path: &str) -> String {
@@ -40,4 +44,163 @@ fn every_verdict_is_documented_with_its_remedy() {
         // The page marks field names and values as such; the remedy is plain text.
         assert!(row.replace('`', "").contains(reason.remedy()), "the remedy of {} differs: {row}", reason.as_str());
     }
+}
+
+#[test]
+fn the_agents_manifest_keeps_the_ledger_on_the_host_and_sees_later_mounts() {
+    let daemonset: DaemonSet = serde_saphyr::from_str(&text("deploy/manifests/daemonset.yaml")).expect("it is one");
+    let pod = daemonset.spec.and_then(|spec| spec.template.spec).expect("it has pods");
+    let container = &pod.containers[0];
+    let arguments = container.args.as_deref().unwrap_or_default();
+    let state_dir = arguments.iter().find_map(|argument| argument.strip_prefix("--state-dir=")).expect("it is named");
+    let mounts = container.volume_mounts.as_deref().unwrap_or_default();
+    let at = |path: &str| mounts.iter().find(|mount| mount.mount_path == path).unwrap_or_else(|| panic!("{path}"));
+    let volumes = pod.volumes.as_deref().unwrap_or_default();
+    let state = volumes.iter().find(|volume| volume.name == at(state_dir).name).expect("a mount has its volume");
+    assert!(state.host_path.is_some() && at(state_dir).read_only != Some(true), "{state:?}");
+    let example = text("config/configmap.yaml");
+    let discovery = example.lines().filter_map(|line| line.trim().strip_prefix("mountDir: "));
+    for path in discovery.chain(["/var/lib/kubelet"]) {
+        assert_eq!(at(path).mount_propagation.as_deref(), Some("HostToContainer"), "{path}");
+    }
+    assert_eq!(at("/var/lib/kubelet").read_only, Some(true));
+}
+
+/// The rows of the page's tables that begin with a cell of code: that, and the whole row.
+fn rows(page: &str) -> Vec<(String, String)> {
+    let rows = page.lines().filter_map(|line| {
+        let (cell, _) = line.strip_prefix("| `")?.split_once("` |")?;
+        Some((cell.to_owned(), line.to_owned()))
+    });
+    rows.collect()
+}
+
+/// What the page says in code, but for blocks of it.
+fn code(page: &str) -> Vec<&str> {
+    page.lines().filter(|line| !line.starts_with("```")).flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
+}
+
+fn one_class(keys: &str) -> Result<Config, mooring::config::ConfigError> {
+    let map = format!("c: {{hostDir: /h, mountDir: /m, {keys}}}");
+    Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map)]))
+}
+
+#[test]
+fn every_key_and_method_of_the_configuration_is_documented_as_it_is_read() {
+    let page = text("docs/configuration.md");
+    let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("it has an example");
+    let files: BTreeMap<String, String> = serde_saphyr::from_str(example).expect("it is the data of a ConfigMap");
+    let config = Config::parse(&files).expect("the example is valid");
+    let class = &config.classes[0];
+    assert_eq!((class.wipe.method.to_string().as_str(), class.wipe.verify), ("overwrite x2", Verify::Full));
+    assert_eq!((class.wipe.bandwidth, class.wipe_after.as_secs()), (Some(200 << 20), 1_800));
+    assert_eq!((class.dirty, config.max_parallel_wipes), (DirtyPolicy::Quarantine, 2));
+    assert_eq!(config.withdraw_after.as_secs(), 60);
+    let rows = rows(&page);
+    let row = |key: &str| {
+        let row = rows.iter().find(|(cell, _)| cell == key);
+        &row.unwrap_or_else(|| panic!("docs/configuration.md has no row for {key}")).1
+    };
+    // Each key is in the example, which would not be as above if one of them was not read.
+    for key in ["wipe.method", "wipe.passes", "wipe.verify", "wipe.bandwidth", "wipeAfter", "dirty"] {
+        assert!(example.contains(&format!("{}:", key.rsplit('.').next().unwrap_or(key))), "{}", row(key));
+    }
+    // The defaults that the page names.
+    let plain = one_class("").expect("a class needs no more");
+    assert!(row("maxParallelWipes").contains(&format!("| `{}` |", plain.max_parallel_wipes)));
+    assert!(row("withdrawAfter").contains(&format!("| `{}s` |", plain.withdraw_after.as_secs())));
+    let rules = &plain.classes[0].wipe;
+    assert!(row("wipe.method").contains(&format!("| `{}` |", rules.method.as_str())));
+    assert!(row("wipe.verify").contains(&format!("| `{}` |", rules.verify.as_str())));
+    assert_eq!((plain.classes[0].dirty, plain.classes[0].wipe_after.as_secs()), (DirtyPolicy::Publish, 0));
+    for method in ["auto", "zero", "discard", "overwrite", "signatures", "command"] {
+        let keys = format!("blockCleanerCommand: [/bin/true], wipe: {{method: {method}}}");
+        let config = one_class(&keys).expect("it is a method");
+        let zeros = if config.classes[0].wipe.method.ends_in_zeros() { "| yes |" } else { "| no |" };
+        assert!(row(method).ends_with(zeros), "{}", row(method));
+    }
+    for verify in ["none", "sample", "full"] {
+        assert!(Verify::parse(verify).is_ok() && row("wipe.verify").contains(&format!("`{verify}`")));
+    }
+    for policy in ["publish", "quarantine", "wipe"] {
+        assert!(DirtyPolicy::parse(policy).is_some() && row("dirty").contains(&format!("`{policy}`")));
+    }
+    for (script, row) in rows.iter().filter(|(cell, _)| cell.starts_with("/scripts/")) {
+        let method = Method::from_cleaner_command(std::slice::from_ref(script)).expect("it is a script");
+        let expected = match &method {
+            Method::Zero { passes } | Method::Overwrite { passes } => {
+                format!("| `{}`, `passes: {passes}`", method.as_str())
+            }
+            method => format!("| `{}`", method.as_str()),
+        };
+        assert!(row.contains(&expected), "{row}");
+    }
+}
+
+#[test]
+fn every_event_and_annotation_is_documented_for_the_admin() {
+    let page = text("docs/admin.md");
+    let rows = rows(page.split("\n## Events\n").nth(1).expect("it has a part about Events"));
+    let documented: BTreeSet<&str> =
+        rows.iter().map(|(cell, _)| cell.as_str()).filter(|cell| !cell.starts_with("mooring.dev/")).collect();
+    let verdicts = Reason::ALL.into_iter().filter(|reason| reason.is_told_by_event()).map(Reason::as_str);
+    assert_eq!(documented, events::REASONS.into_iter().chain(verdicts).collect());
+    // Without a remedy nobody need hear of it.
+    assert!(Reason::ALL.iter().all(|reason| !reason.is_told_by_event() || !reason.remedy().is_empty()));
+    let names = code(&page);
+    for name in [
+        pv::NODE_LABEL,
+        pv::WIPE_FINALIZER,
+        pv::IDENTITY,
+        pv::LEDGER_ENTRY,
+        pv::ROOT,
+        pv::RECLAIMING,
+        pv::QUARANTINED,
+        pv::PROGRESS,
+        pv::RECLAIM,
+        pv::HOLD,
+        pv::ACCEPT_IDENTITY,
+    ] {
+        assert!(names.contains(&name), "docs/admin.md does not explain {name}");
+    }
+}
+
+/// All Rust files below.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("it can be listed") {
+        let path = entry.expect("it can be listed").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_files_and_tests_that_the_documents_name_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    sources(&root.join("src"), &mut files);
+    sources(&root.join("tests/it"), &mut files);
+    let all: String = files.iter().map(|file| fs::read_to_string(file).expect("it can be read")).collect();
+    let mut tests = 0;
+    for page in ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/safety.md", "docs/configuration.md"] {
+        let text = text(page);
+        for name in code(&text) {
+            let is_file = ["src/", "tests/", "deploy/", "config/", "docs/"].iter().any(|start| name.starts_with(start));
+            assert!(!is_file || root.join(name).exists(), "{page} names {name}");
+            if name.matches('_').count() >= 3 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+                assert!(all.contains(&format!("fn {name}(")), "{page} names the test {name}");
+                tests += 1;
+            }
+        }
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap_or_default();
+            let folder = root.join(page);
+            let folder = folder.parent().expect("a page is in a folder");
+            assert!(link.contains("://") || folder.join(target).exists(), "{page} links to {link}");
+        }
+    }
+    assert!(tests > 40, "docs/safety.md names a test for each promise");
 }

@@ -221,7 +221,7 @@ async fn without_a_state_directory_a_volume_is_wiped_as_well() {
 #[tokio::test]
 async fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
     let scene = scene(3 * MIB);
-    let quarantined = State::Quarantined { reason: "it was found in the street".into(), claim: None };
+    let quarantined = State::Quarantined { reason: "it was found in the street".into(), pv: "p".into(), claim: None };
     let entry = scene.remember(quarantined).await;
     let volume = scene.scratch.path().join("v");
     disk::tmpfs(&volume, MIB);

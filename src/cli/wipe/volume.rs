@@ -121,6 +121,7 @@ fn unknown(has_state: bool) -> &'static str {
 
 fn standing(entry: &Entry) -> String {
     let state = match &entry.state {
+        State::AsFound => "never used".to_owned(),
         State::Clean => "clean".to_owned(),
         State::Offered { pv, .. } => format!("offered by PV {pv}"),
         State::Used { pv, .. } => format!("used, by PV {pv}"),

@@ -36,7 +36,8 @@ impl Tools {
     /// Wipes the volume of a Released PV and removes the PV.
     pub async fn reclaim(mut self, target: Target, place: Place, control: Arc<Control>) -> Done {
         let pv = target.pv.clone();
-        let ended = match self.wipe_and_remove(&target, &place, &control).await {
+        let mut wiped = false;
+        let ended = match self.wipe_and_remove(&target, &place, &control, &mut wiped).await {
             Ok(last) => last.map_or(Ended::IsGone, |pv| Ended::Is(Box::new(pv))),
             Err(ended) => ended,
         };
@@ -45,7 +46,7 @@ impl Tools {
         {
             self.events.send(Event::failed_delete(&target, error));
         }
-        Done { pv, ended }
+        Done { pv, ended, wiped }
     }
 
     async fn wipe_and_remove(
@@ -53,6 +54,7 @@ impl Tools {
         target: &Target,
         place: &Place,
         control: &Arc<Control>,
+        wiped: &mut bool,
     ) -> Result<Option<PersistentVolume>, Ended> {
         // While somebody uses the volume, or it is another one, nobody need be asked.
         self.inspect(target, control).await?;
@@ -63,6 +65,10 @@ impl Tools {
             let owned = now.as_ref().and_then(|pv| self.owned(pv));
             let step = reclaim::next_step(owned.as_ref(), &target.uid, verified.is_some());
             debug!(pv = target.pv, ?step, "Reclaim");
+            // Held, or the agent stops: nothing more is begun.
+            if verified.is_none() && control.is_cancelled() {
+                return Err(Ended::NotWiped(WipeError::Cancelled));
+            }
             now = match (step, owned) {
                 (Step::Fence, Some(owned)) => {
                     let fenced = self.cluster.fence(&owned).await.map(Some);
@@ -81,6 +87,7 @@ impl Tools {
                         let root = now.as_ref().and_then(|pv| pv::annotation(pv, pv::ROOT)).map(ToOwned::to_owned);
                         let claim = owned.claim.as_deref().cloned();
                         verified = Some(self.wipe(fence, target, root, claim, control, turn).await?);
+                        *wiped = true;
                         now
                     }
                     None => {
@@ -206,6 +213,11 @@ impl Tools {
             verification,
             "Volume is wiped and verified"
         );
+        // An empty volume that was mounted in the place of another does not make that clean.
+        if !verified.is_the_recorded_one() {
+            info!(pv = target.pv, "An empty volume is in its place; the ledger goes on asking for the former one");
+            return Ok(verified);
+        }
         entry.state = State::Clean;
         entry.as_of = jiff::Timestamp::now();
         entry.sign(ledger::Receipt {
