@@ -52,6 +52,8 @@ const DECISION_REST: (u32, Duration, Duration) = (4, Duration::from_millis(10), 
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a stop waits for wipes to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(8);
+/// How long it waits for the state directory after that.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the controller works with.
 pub struct Parts {
@@ -497,6 +499,14 @@ impl Controller {
                     break;
                 }
             }
+        }
+        // A thread that the kernel holds keeps its volume, and this process, but not the
+        // node from the next agent.
+        self.work.abort_all();
+        match tokio::time::timeout(CLOSE_PATIENCE, self.tools.scribe.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "The state directory is not closed in order"),
+            Err(_) => warn!("The state directory does not answer; it is closed with the end of this process"),
         }
         info!("Stopped");
     }

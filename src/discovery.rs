@@ -169,6 +169,10 @@ fn judge(class: &Class, name: &str, observed: &Observed) -> Result<Candidate, Ve
             if class.mode == VolumeMode::Block {
                 return Err(Verdict::new(Reason::ModeMismatch, "a directory, but the class has volumeMode Block"));
             }
+            if matches!(&*sighting.identity, Identity::Mount(mount) if mount.root.is_none()) {
+                // Offered like this, it would soon look like another volume.
+                return Err(Verdict::new(Reason::Pending, "it was just mounted, and the mount table did not show it"));
+            }
             candidate(sighting)
         }
         // The kubelet formats a device that is published as Filesystem.
@@ -203,6 +207,10 @@ mod tests {
         Observed::MountPoint(testing::mount(40, bytes))
     }
 
+    fn just_mounted() -> Observed {
+        Observed::MountPoint(Sighting::new(Identity::Mount(MountIdentity::default()), 4096))
+    }
+
     fn disk(bytes: u64) -> Observed {
         Observed::Device(testing::disk(0, bytes))
     }
@@ -235,6 +243,7 @@ mod tests {
             ("Filesystem", b"a", Observed::DanglingLink, Some(Reason::Unsupported)),
             ("Filesystem", b"a", Observed::Other("a FIFO"), Some(Reason::Unsupported)),
             ("Filesystem", b"a", Observed::Unresponsive, Some(Reason::Unresponsive)),
+            ("Filesystem", b"a", just_mounted(), Some(Reason::Pending)),
         ] {
             let reason = judged(mode, name, observed.clone()).outcome.err().map(|verdict| verdict.reason);
             assert_eq!(reason, expected, "{mode} {name:?} {observed:?}");

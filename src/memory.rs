@@ -29,7 +29,7 @@ pub struct Memory {
     missing: HashMap<String, Instant>,
     wanted: HashMap<String, Instant>,
     braking: Option<(Brake, Instant)>,
-    reclaimed: VecDeque<i64>,
+    reclaimed: VecDeque<(String, i64)>,
     silence: Option<Silence>,
 }
 
@@ -187,17 +187,19 @@ impl Memory {
         self.braking.filter(|(known, _)| known.holds(brake.from) || brake.holds(known.from)).map(|(_, since)| since)
     }
 
-    /// A volume that was released at that second (since 1970) was reclaimed.
-    pub fn note_reclaimed(&mut self, released_at: i64) {
+    /// The PV's volume, which was released at that second (since 1970), was reclaimed. Of
+    /// one PV, the last time counts.
+    pub fn note_reclaimed(&mut self, pv: &str, released_at: i64) {
+        self.reclaimed.retain(|(other, _)| other != pv);
         if self.reclaimed.len() == RECLAIMED {
             self.reclaimed.pop_front();
         }
-        self.reclaimed.push_back(released_at);
+        self.reclaimed.push_back((pv.to_owned(), released_at));
     }
 
-    /// When the volumes that were reclaimed lately had been released.
-    pub fn reclaimed(&self) -> impl Iterator<Item = i64> {
-        self.reclaimed.iter().copied()
+    /// The PVs whose volumes were reclaimed lately, and when they had been released.
+    pub fn reclaimed(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.reclaimed.iter().map(|(pv, released_at)| (pv.as_str(), *released_at))
     }
 
     /// The failure that is being waited out for the PV, if any.

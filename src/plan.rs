@@ -321,12 +321,14 @@ fn look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
     }
 }
 
-/// A mass release, from the PVs that are Released and the ones that were wiped lately.
+/// A mass release, from the PVs that are Released and the ones that were wiped lately. A
+/// volume that is released again and again counts once.
 fn mass_release(world: &World<'_>) -> Option<Brake> {
     let bound = world.owned.values().filter(|owned| owned.phase == Phase::Bound).count();
+    let mut times: HashMap<&str, i64> = world.memory.reclaimed().collect();
     let released = world.owned.values().filter(|owned| owned.phase == Phase::Released && !owned.quarantined);
-    let times = released.map(|owned| since(world, owned)).chain(world.memory.reclaimed()).collect();
-    Brake::find(bound, times)
+    times.extend(released.map(|owned| (owned.name.as_str(), since(world, owned))));
+    Brake::find(bound, times.into_values().collect())
 }
 
 fn is_held(world: &World<'_>, brake: &Brake) -> bool {

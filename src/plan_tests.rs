@@ -266,6 +266,21 @@ fn a_released_volume_is_wiped_unless_it_is_held() {
 }
 
 #[test]
+fn a_busy_volume_stays_busy_while_it_is_looked_at_again() {
+    let mut scene = scene().with_pv(released);
+    let name = testing::owned_pv("a", "c").name;
+    scene.memory.failed(&name, Verdict::new(Reason::Busy, "a pod"), true, scene.now, 0.0);
+    scene.now += Duration::from_secs(60);
+    let (action, verdict) = scene.decides();
+    assert!(matches!(action, Some(Action::Reclaim(_))));
+    assert_eq!(verdict.reason, Reason::Busy);
+    scene.memory.begin(&name);
+    assert_eq!(scene.decides().1.reason, Reason::Busy);
+    scene.owned.get_mut(&name).expect("it is there").fenced = true;
+    assert_eq!(scene.decides().1.reason, Reason::Wiping);
+}
+
+#[test]
 fn a_released_pv_whose_claim_ref_was_changed_is_not_wiped_without_a_word() {
     let uid = testing::owned_pv("a", "c").uid;
     let used_by = |uid_of_claim: &str| State::Used {
@@ -310,6 +325,19 @@ fn a_mass_release_is_held_for_five_minutes() {
     scene.now += Duration::from_secs(300);
     assert_eq!(scene.plan().actions.len(), 12);
     assert_eq!(scene.plan().brake, None);
+}
+
+#[test]
+fn a_few_volumes_with_many_short_claims_are_no_mass_release() {
+    let mut scene = scene().with_pv(released);
+    for round in 0..30 {
+        for pv in ["a", "b", "c"] {
+            scene.memory.note_reclaimed(pv, scene.clock - round);
+        }
+    }
+    let plan = scene.plan();
+    assert_eq!(plan.brake, None);
+    assert!(matches!(plan.actions.first(), Some(Action::Reclaim(_))));
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl Controller {
         }
         if wiped {
             let released_at = self.cache.owned().get(&pv).and_then(|owned| owned.since);
-            self.memory.note_reclaimed(released_at.unwrap_or_else(|| jiff::Timestamp::now().as_second()));
+            self.memory.note_reclaimed(&pv, released_at.unwrap_or_else(|| jiff::Timestamp::now().as_second()));
         }
         match ended {
             Ended::Is(object) => match self.cache.learn(&object, name_only) {

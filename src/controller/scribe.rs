@@ -73,6 +73,14 @@ impl Scribe {
         }
     }
 
+    /// Writes nothing any more, and lets another agent have the state directory.
+    pub async fn close(&self) -> Result<(), StateDirError> {
+        match &self.directory {
+            Some(directory) => directory.close().await,
+            None => Ok(()),
+        }
+    }
+
     /// As [`Scribe::record`], for threads.
     pub fn record_blocking(&self, entry: Entry) -> Result<(), StateDirError> {
         if let Some(directory) = &self.directory {

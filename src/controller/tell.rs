@@ -39,9 +39,10 @@ impl Teller {
         node: &str,
         events: &Events,
     ) {
-        let busy = || entries.iter().filter(|entry| entry.verdict.reason == Reason::Busy);
-        self.busy.retain(|path, _| busy().any(|entry| entry.path == *path));
-        for entry in busy() {
+        // What is being tried again counts as busy until that ends otherwise.
+        let busy = |entry: &&EntryStatus| matches!(entry.verdict.reason, Reason::Busy | Reason::Wiping);
+        self.busy.retain(|path, _| entries.iter().filter(busy).any(|entry| entry.path == *path));
+        for entry in entries.iter().filter(|entry| entry.verdict.reason == Reason::Busy) {
             let since = self.busy.entry(entry.path.clone()).or_insert_with(|| Some(Instant::now()));
             if since.is_some_and(|since| since.elapsed() >= BUSY_PATIENCE) {
                 *since = None;

@@ -29,7 +29,7 @@ pub fn present(
     let candidate = match &finding.outcome {
         Ok(candidate) => candidate,
         Err(verdict) => {
-            absent(world, owned, verdict.reason != Reason::Unresponsive, plan);
+            absent(world, owned, !matches!(verdict.reason, Reason::Unresponsive | Reason::Pending), plan);
             return verdict.clone();
         }
     };
@@ -74,7 +74,7 @@ fn wants_reclaim(owned: &OwnedPv) -> bool {
 /// the way the last time still may be.
 fn underway(world: &World<'_>, owned: &OwnedPv) -> Verdict {
     let entry = world.ledger.of_pv(&owned.uid);
-    let wiping = entry.is_some_and(|entry| matches!(entry.state, State::Wiping { .. }));
+    let wiping = owned.fenced || entry.is_some_and(|entry| matches!(entry.state, State::Wiping { .. }));
     let setback = world.memory.setback(&owned.name).filter(|_| !wiping);
     setback.map_or_else(|| Verdict::new(Reason::Wiping, ""), |setback| setback.verdict.clone())
 }

@@ -19,6 +19,7 @@ use super::{http, launch, rbac};
 
 const POLL: Duration = Duration::from_millis(5);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 const LINES_SHOWN: usize = 60;
 
 /// How to run an agent.
@@ -168,6 +169,11 @@ impl Agent {
         kill(Pid::from_raw(pid), signal).expect("the agent has not been waited for");
     }
 
+    /// Whether its process has not ended.
+    pub fn is_there(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
     /// Waits for its end.
     pub async fn wait_exit(&mut self, timeout: Duration) -> ExitStatus {
         let deadline = Instant::now() + timeout;
@@ -184,9 +190,13 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // Both are no-ops after its end was seen.
+        // A no-op after its end was seen.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        // One that the kernel holds ends when its disk answers, which may wait for us.
+        let deadline = std::time::Instant::now() + END_TIMEOUT;
+        while self.child.try_wait().is_ok_and(|status| status.is_none()) && std::time::Instant::now() < deadline {
+            thread::sleep(POLL);
+        }
         if thread::panicking() {
             let logs = self.logs();
             let shown = &logs[logs.len().saturating_sub(LINES_SHOWN)..];

@@ -1,7 +1,9 @@
 //! What somebody does by hand to PVs and claims that are at stake.
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use kube::api::{Api, Patch, PatchParams, PostParams, ResourceExt};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::{Value, json};
 
 use super::node::TestNode;
@@ -49,5 +51,14 @@ impl TestNode {
     /// The claims of the namespace `default`.
     pub fn claims_api(&self) -> Api<PersistentVolumeClaim> {
         Api::namespaced(self.client(), "default")
+    }
+
+    /// Waits for an Event with that reason on a volume, and returns all of it.
+    pub async fn wait_event_on(&self, pv: &PersistentVolume, reason: &str, timeout: Duration) -> Event {
+        let name = pv.name_any();
+        self.wait_event(&name, reason, "", timeout).await;
+        let about = ListParams::default().fields(&format!("involvedObject.name={name},reason={reason}"));
+        let events: Api<Event> = Api::namespaced(self.client(), "default");
+        events.list(&about).await.expect("Events can be listed").items.pop().expect("it was there just now")
     }
 }

@@ -16,11 +16,11 @@ use crate::harness::{Scratch, eventually, require_own_namespace};
 
 /// A shell that does something and undoes it when its input ends: with this value, or
 /// with this process.
-struct Holder(Child);
+pub struct Holder(Child);
 
 impl Holder {
     /// `begin` is run, then `end` after the wait.
-    fn new(program: &[&str], begin: &str, end: &str) -> Self {
+    pub fn new(program: &[&str], begin: &str, end: &str) -> Self {
         let script = format!("{begin} && echo ready && cat >/dev/null; {end}");
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).arg("-c").arg(script).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -135,7 +135,7 @@ async fn a_device_that_another_process_has_open_is_busy() {
 }
 
 /// Opens the device, says so, and waits for the end of its input.
-fn nested(device: &Path, how: &str) -> String {
+pub fn nested(device: &Path, how: &str) -> String {
     format!("exec 3{how}{}; echo ready; cat >/dev/null", device.display())
 }
 

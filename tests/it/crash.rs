@@ -1,44 +1,34 @@
 //! The agent is killed, again and again and wherever it is, while tenants come and go. At
 //! no time is a volume offered or bound with anything of its last tenant on it.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
+mod site;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::PersistentVolume;
-use kube::api::{Api, DeleteParams, ResourceExt};
+use kube::api::ResourceExt;
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
-use tokio::sync::watch;
+use serde_json::Value;
 
-use crate::common::{SOON, start};
-use crate::harness::disk::{self, LoopDisk};
+use crate::common::{SOON, start, wait_verdict};
+use crate::harness::disk::LoopDisk;
+use crate::harness::frozen::FrozenMount;
 use crate::harness::node::TestNode;
-use crate::harness::volumes::{Volumes, path_of, phase};
+use crate::harness::volumes::{path_of, phase};
 use crate::harness::{Agent, shared};
-use crate::wipe_scene::first_not_zero;
+use crate::wipe_scene::{bytes_written, first_not_zero};
+use site::{Site, Ward, site};
 
 /// How often an agent is killed, on how many nodes at the same time.
 const KILLS: usize = 200;
 const NODES: usize = 3;
 /// How often each phase must be hit at least.
 const LEAST: usize = 10;
-/// Volumes of a node.
-const DISKS: usize = 3;
-const TREES: usize = 3;
-const SIZE: usize = 8 << 20;
-/// The wipe of a disk takes about half a second.
-const RAW: &str = "volumeMode: Block\nwipe: {bandwidth: 16Mi, verify: full}";
-/// Files of a tenant: their removal takes tens of milliseconds.
-const FILES: usize = 1500;
-/// The end of it all.
-const LIMIT: Duration = Duration::from_mins(5);
-
 /// What the agent is at with a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
@@ -52,197 +42,7 @@ enum Phase {
 
 const PHASES: [Phase; 6] =
     [Phase::Publishing, Phase::Fencing, Phase::WipingDevice, Phase::RemovingTree, Phase::Verifying, Phase::RemovingPv];
-
-/// A volume and its tenants.
-struct Ward {
-    path: PathBuf,
-    content: Content,
-    tenancy: Mutex<Tenancy>,
-}
-
-enum Content {
-    Device(LoopDisk),
-    Tree,
-}
-
-/// PVs by their UIDs.
-#[derive(Default)]
-struct Tenancy {
-    /// Those that a tenant has or had: what is on the volume then is the tenant's.
-    taken: BTreeSet<String>,
-    /// Those whose tenant has left.
-    left: BTreeSet<String>,
-}
-
-impl Ward {
-    /// What of a tenant is on the volume.
-    fn residue(&self) -> Option<String> {
-        match &self.content {
-            Content::Device(disk) => first_not_zero(&disk.backing).map(|place| format!("byte {place} is not zero")),
-            Content::Tree => {
-                let mut entries = fs::read_dir(&self.path).expect("the directory can be read");
-                entries.next().map(|entry| format!("{:?} is in it", entry.expect("it can be read").file_name()))
-            }
-        }
-    }
-
-    /// The tenant writes.
-    fn fill(&self) {
-        match &self.content {
-            Content::Device(disk) => disk.write_at(0, &b"TENANT-SECRET...".repeat(SIZE / 16)),
-            Content::Tree => {
-                for file in 0..FILES {
-                    let dir = self.path.join(format!("d{}", file % 10));
-                    fs::create_dir_all(&dir).expect("a directory can be made");
-                    fs::write(dir.join(file.to_string()), "TENANT-SECRET").expect("a file can be written");
-                }
-            }
-        }
-    }
-
-    fn tenancy(&self) -> std::sync::MutexGuard<'_, Tenancy> {
-        self.tenancy.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn entry(&self) -> String {
-        self.path.file_name().expect("it has a name").to_string_lossy().into_owned()
-    }
-}
-
-/// A node, its volumes, and what was seen there.
-struct Site {
-    node: TestNode,
-    raw: (String, PathBuf),
-    trees: (String, PathBuf),
-    wards: Vec<Ward>,
-    volumes: watch::Sender<Volumes>,
-    faults: Mutex<Vec<String>>,
-    tenants: AtomicUsize,
-    /// PVs that somebody removed.
-    lost: AtomicUsize,
-    over: AtomicBool,
-}
-
-async fn site(tag: &str) -> Site {
-    let node = TestNode::new(shared(), tag).await;
-    let raw = (node.class("raw", "Delete").await, node.discovery_dir("raw"));
-    let trees = (node.class("trees", "Delete").await, node.discovery_dir("trees"));
-    let mut wards = Vec::new();
-    let tenancy = Mutex::default;
-    for number in 0..DISKS {
-        let disk = LoopDisk::new(node.dir(), SIZE as u64);
-        let path = disk.link(&raw.1, &format!("disk-{number}"));
-        wards.push(Ward { path, content: Content::Device(disk), tenancy: tenancy() });
-    }
-    for number in 0..TREES {
-        let path = trees.1.join(format!("tree-{number}"));
-        disk::tmpfs(&path, 64 << 20);
-        wards.push(Ward { path, content: Content::Tree, tenancy: tenancy() });
-    }
-    let volumes = watch::Sender::new(Volumes::new());
-    Site {
-        node,
-        raw,
-        trees,
-        wards,
-        volumes,
-        faults: Mutex::default(),
-        tenants: AtomicUsize::new(0),
-        lost: AtomicUsize::new(0),
-        over: AtomicBool::new(false),
-    }
-}
-
 impl Site {
-    fn agent(&self) -> Agent {
-        start(&self.node, &[(&self.raw.0, &self.raw.1, RAW), (&self.trees.0, &self.trees.1, "")])
-    }
-
-    fn fault(&self, text: String) {
-        eprintln!("fault: {text}");
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(text);
-    }
-
-    /// Looks at each PV that is offered or bound, until this is dropped.
-    async fn guard(&self) -> Infallible {
-        let seen: RefCell<BTreeSet<(String, String)>> = RefCell::default();
-        let look = |volumes: &Volumes| {
-            for pv in volumes.values() {
-                let key = (pv.uid().unwrap_or_default(), phase(pv).to_owned());
-                if seen.borrow_mut().insert(key) {
-                    self.look_at(pv, &seen.borrow());
-                }
-            }
-            self.volumes.send_replace(volumes.clone());
-            None
-        };
-        self.node.watch_pvs("the end", LIMIT, look).await
-    }
-
-    /// A PV in a phase that it was not seen in before.
-    fn look_at(&self, pv: &PersistentVolume, seen: &BTreeSet<(String, String)>) {
-        if !["Available", "Bound"].contains(&phase(pv)) {
-            return;
-        }
-        let uid = pv.uid().unwrap_or_default();
-        let ward = self.wards.iter().find(|ward| ward.path == Path::new(path_of(pv))).expect("no other path is there");
-        if seen.contains(&(uid.clone(), "Released".to_owned())) {
-            self.fault(format!("{} is {} after it was Released", ward.entry(), phase(pv)));
-        }
-        // The lock keeps the next tenant out while the volume is read.
-        let tenancy = ward.tenancy();
-        if !tenancy.taken.contains(&uid)
-            && let Some(residue) = ward.residue()
-        {
-            self.fault(format!("{} is {}, and {residue}", ward.entry(), phase(pv)));
-        }
-    }
-
-    /// One tenant after another, until all is over.
-    async fn tenants_of(&self, ward: &Ward) {
-        while let Some(pv) = self.offered(ward).await {
-            let uid = pv.uid().unwrap_or_default();
-            self.check(ward, "before it is claimed", |tenancy| tenancy.taken.insert(uid.clone()));
-            let claim = self.node.bind(&pv.name_any()).await;
-            self.check(ward, "when it is bound", |_| true);
-            ward.fill();
-            self.tenants.fetch_add(1, Ordering::Relaxed);
-            ward.tenancy().left.insert(uid);
-            self.node.release(&claim).await;
-        }
-    }
-
-    fn check(&self, ward: &Ward, when: &str, then: impl FnOnce(&mut Tenancy) -> bool) {
-        let mut tenancy = ward.tenancy();
-        if let Some(residue) = ward.residue() {
-            self.fault(format!("{} {when}: {residue}", ward.entry()));
-        }
-        then(&mut tenancy);
-    }
-
-    /// Waits for a PV that nobody has had; none when all is over.
-    async fn offered(&self, ward: &Ward) -> Option<PersistentVolume> {
-        let mut volumes = self.volumes.subscribe();
-        loop {
-            if self.over.load(Ordering::Relaxed) {
-                return None;
-            }
-            if let Some(pv) = self.fresh(ward, &volumes.borrow_and_update()) {
-                return Some(pv);
-            }
-            // The end comes without a change.
-            let _ = tokio::time::timeout(Duration::from_millis(200), volumes.changed()).await;
-        }
-    }
-
-    fn fresh(&self, ward: &Ward, volumes: &Volumes) -> Option<PersistentVolume> {
-        let is_it = |pv: &&PersistentVolume| {
-            let uid = pv.uid().unwrap_or_default();
-            ward.path == Path::new(path_of(pv)) && phase(pv) == "Available" && !ward.tenancy().taken.contains(&uid)
-        };
-        volumes.values().find(is_it).cloned()
-    }
-
     /// Starts agents and kills them, each when it comes to another phase.
     async fn kill(&self, kills: usize) -> BTreeMap<Phase, usize> {
         let mut hits: BTreeMap<Phase, usize> = PHASES.map(|phase| (phase, 0)).into();
@@ -265,51 +65,6 @@ impl Site {
             }
         }
         hits
-    }
-
-    /// If the volume is offered, a tenant comes and goes before the next agent starts.
-    async fn have_a_tenant(&self, ward: &Ward) {
-        let of_it = |pv: &PersistentVolume| ward.path == Path::new(path_of(pv));
-        let Some(pv) = self.node.pvs().await.into_iter().find(of_it) else { return };
-        if ["", "Pending", "Available", "Bound"].contains(&phase(&pv)) {
-            self.node.wait_pv(&ward.path, |pv| phase(pv) == "Released", SOON).await;
-        }
-    }
-
-    /// Somebody removes the PV of a volume that is to be wiped, or is being wiped, finalizer
-    /// and all: then only the ledger tells what is on it.
-    async fn lose_a_pv(&self) {
-        let of_a_wipe = |pv: &PersistentVolume| {
-            let is_left = |ward: &Ward| ward.tenancy().left.contains(&pv.uid().unwrap_or_default());
-            phase(pv) == "Released" && self.wards.iter().any(is_left)
-        };
-        // The last one to be released is the one of which an agent may know the least.
-        let released = self.node.pvs().await.into_iter().filter(of_a_wipe);
-        let since = |pv: &PersistentVolume| pv.status.as_ref()?.last_phase_transition_time.as_ref().map(|time| time.0);
-        let Some(pv) = released.max_by_key(since) else { return };
-        let free = json!({ "metadata": { "finalizers": null } });
-        let api: Api<PersistentVolume> = Api::all(self.node.client());
-        // Terminating, it goes with its finalizers.
-        self.node.patch_pv(&pv.name_any(), free).await.expect("finalizers can be removed");
-        let _ = api.delete(&pv.name_any(), &DeleteParams::default()).await;
-        self.lost.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// An admin lets each quarantined volume be wiped, until this is dropped.
-    async fn admin(&self) -> Infallible {
-        let mut volumes = self.volumes.subscribe();
-        loop {
-            let all: Vec<_> = volumes.borrow_and_update().values().cloned().collect();
-            for pv in all.iter().filter(|pv| pv.annotations().contains_key("mooring.dev/quarantined")) {
-                let policy = pv.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
-                if policy == Some("Retain") && !pv.annotations().contains_key("mooring.dev/reclaim") {
-                    let word = json!({ "metadata": { "annotations": { "mooring.dev/reclaim": "wipe" } } });
-                    // It may be gone by now, and is looked at again if not.
-                    let _ = self.node.patch_pv(&pv.name_any(), word).await;
-                }
-            }
-            volumes.changed().await.expect("the sender lives as long as the site");
-        }
     }
 
     /// Waits for the beginning of the phase on any volume, and a bit, but not for ever.
@@ -436,4 +191,96 @@ async fn live(site: &Site) -> BTreeMap<Phase, usize> {
     }
     drop(agent);
     hits
+}
+
+/// The first place of the device that the ledger says is not known to be wiped.
+fn cursor(node: &TestNode, path: &Path) -> u64 {
+    let entry = ledger(node).remove(path).unwrap_or_default();
+    entry["state"]["cursor"]["offset"].as_u64().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_wipe_that_was_killed_in_its_middle_is_not_begun_anew() {
+    const SIZE: u64 = 1 << 30;
+    let node = TestNode::new(shared(), "cursor").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let disk = LoopDisk::new(node.dir(), SIZE);
+    let link = disk.link(&disks, "disk");
+    // Four seconds, in which the cursor is written down each second.
+    let classes = [(class.as_str(), disks.as_path(), "volumeMode: Block\nwipe: {method: zero, bandwidth: 256Mi}")];
+    let mut agent = start(&node, &classes);
+    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(&pv.name_any()).await;
+    for place in 0..64 {
+        disk.write_at(place * SIZE / 64, &b"TENANT-SECRET...".repeat(256));
+    }
+    node.release(&claim).await;
+    let deadline = Instant::now() + SOON;
+    while cursor(&node, &link) < SIZE / 2 {
+        assert!(Instant::now() < deadline, "the cursor is at {}", cursor(&node, &link));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    agent.signal(Signal::SIGKILL);
+    agent.wait_exit(SOON).await;
+    let at = cursor(&node, &link);
+    assert!(at < SIZE, "the wipe was in its middle, and not at its end");
+    assert!(first_not_zero(&disk.backing).is_some());
+    let before = bytes_written(&disk.device);
+    let agent = start(&node, &classes);
+    node.wait_pv(&link, |now| phase(now) == "Available" && now.uid() != pv.uid(), SOON).await;
+    let written = bytes_written(&disk.device) - before;
+    eprintln!("killed at {} %, {} % written after", at * 100 / SIZE, written * 100 / SIZE);
+    assert!(written < SIZE * 6 / 10, "{written} bytes were written after the restart");
+    assert!(written >= SIZE - at, "{written} bytes are not all of what was left");
+    assert_eq!(first_not_zero(&disk.backing), None);
+    drop(agent);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_the_kernel_holds_leaves_its_node_to_the_next_one() {
+    // Dropped last: the kernel keeps it until the disk answers.
+    let mut first: Agent;
+    let node = TestNode::new(shared(), "heir").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let frozen = FrozenMount::new(&node.root().join("frozen"), 56 << 20);
+    let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
+    let link = disk.link(&disks, "held");
+    let classes = [(class.as_str(), disks.as_path(), "")];
+    first = start(&node, &classes);
+    let held = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(&held.name_any()).await;
+    disk.write_at(32 << 20, &b"TENANT-SECRET...".repeat(256));
+    frozen.freeze(true);
+    node.release(&claim).await;
+    first.wait_log("Wipe begins", SOON).await;
+
+    let begun = Instant::now();
+    first.signal(Signal::SIGTERM);
+    let line = first.wait_log("The kernel holds this thread", SOON).await;
+    assert!(line.contains(&held.name_any()), "{line}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // While the old process can't end, the next agent does all that is to be done.
+    let second = start(&node, &classes);
+    second.wait_log("State directory opened", SOON).await;
+    assert!(first.is_there(), "the kernel still holds the first one");
+    let other = LoopDisk::new(node.dir(), 4 << 20);
+    let place = other.link(&disks, "other");
+    let pv = node.wait_pv(&place, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(&pv.name_any()).await;
+    other.write_at(0, &b"TENANT-SECRET...".repeat(256));
+    node.release(&claim).await;
+    node.wait_pv(&place, |now| phase(now) == "Available" && now.uid() != pv.uid(), SOON).await;
+    assert_eq!(first_not_zero(&other.backing), None);
+    let sentence = wait_verdict(&second, &class, "held", "Busy").await;
+    eprintln!("of the volume that is held: {sentence}");
+
+    frozen.freeze(false);
+    first.wait_exit(SOON).await;
+    node.wait_pv(&link, |now| phase(now) == "Available" && now.uid() != held.uid(), SOON).await;
+    assert!(disk.read_all().iter().all(|byte| *byte == 0));
+    drop((second, other, disk, frozen));
+    node.clean_up().await;
 }

@@ -196,10 +196,10 @@ async fn on_a_filesystem_that_failed_nothing_is_offered_or_wiped() {
     nothing_happens_without_a_record("readonly", fault).await;
 }
 
-#[tokio::test]
-async fn a_released_volume_is_not_wiped_when_the_first_to_fail_is_the_record_of_its_wipe() {
-    let mut scene = Scene::new("first", "Delete").await;
-    scene.stores.remove(0);
+/// The directory fails before the agent notices: with the very record that a wipe begins.
+async fn not_wiped_without_its_record(tag: &str, other: usize) {
+    let mut scene = Scene::new(tag, "Delete").await;
+    scene.stores.remove(other);
     scene.begin();
     let used = scene.use_all().await;
     scene.wait_ledger("used").await;
@@ -218,6 +218,16 @@ async fn a_released_volume_is_not_wiped_when_the_first_to_fail_is_the_record_of_
     };
     scene.never_offered(steps).await;
     scene.end().await;
+}
+
+#[tokio::test]
+async fn a_directory_is_not_emptied_when_the_record_of_that_fails() {
+    not_wiped_without_its_record("firstfs", 1).await;
+}
+
+#[tokio::test]
+async fn a_device_is_not_overwritten_when_the_record_of_that_fails() {
+    not_wiped_without_its_record("firstraw", 0).await;
 }
 
 #[tokio::test]
