@@ -628,3 +628,20 @@ fn copies_of_one_filesystem_that_can_not_be_told_apart_are_not_wiped() {
     let (action, verdict) = scene.decides();
     assert_eq!((action, verdict.reason), (None, Reason::DuplicateOf));
 }
+
+#[test]
+fn a_volume_whose_pv_is_being_retired_stays_retired() {
+    let records = |change: fn(&mut OwnedPv)| {
+        let retired = scene().with_state(State::Retired { reason: "".into() });
+        let scene = retired.with_pv(|owned| {
+            released(owned);
+            owned.reclaim_policy = ReclaimPolicy::Retain;
+            change(owned);
+        });
+        scene.plan().records.into_iter().map(|entry| entry.state).collect::<Vec<_>>()
+    };
+    assert_eq!(records(|owned| owned.terminating = true), []);
+    assert_eq!(records(|owned| owned.word = Some(Word::Retire)), [], "its removal may have had no answer");
+    // The word was taken back before the PV went.
+    assert!(matches!(records(|_| {})[..], [State::Used { claim: Some(_), .. }]));
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Plan, World};
 use crate::identity::{Comparison, Identity};
 use crate::ledger::{self, Entry, EntryId, Found, State};
-use crate::pv::{Claim, OwnedPv, Phase};
+use crate::pv::{Claim, OwnedPv, Phase, Word};
 use crate::volume::fnv1a_64;
 
 /// Brings the ledger up to date with what the PV shows: offered, or used since. `present`
@@ -51,6 +51,8 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
             let reason = "a PV that nobody may claim shows it".into();
             known.is_none().then(|| State::Quarantined { reason, pv: pv.clone(), claim: claim() })
         }
+        // Retired at an admin's word, and on its way out.
+        Phase::Released | Phase::Failed if is_being_retired(known, owned) => None,
         Phase::Bound | Phase::Released | Phase::Failed => used(claim()),
         Phase::Pending => None,
         Phase::Available if owned.terminating => None,
@@ -71,6 +73,12 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
             _ => Some(State::Offered { pv, uid: Some(uid), since: owned.since }),
         },
     }
+}
+
+/// Whether the ledger has an admin's word that retires the volume, and the PV goes for it.
+fn is_being_retired(known: Option<&Entry>, owned: &OwnedPv) -> bool {
+    let retired = known.is_some_and(|entry| matches!(entry.state, State::Retired { .. }));
+    retired && (owned.terminating || owned.word == Some(Word::Retire))
 }
 
 /// The identity that was recorded for the PV's volume: in the PV, or else in the ledger.

@@ -74,7 +74,7 @@ impl Work {
             Some(_) if self.found.is_device() => "it goes on where it was",
             _ => "it begins anew",
         };
-        format!("{path} is half wiped: run the same command again, {how}")
+        format!("{path} counts as half wiped: run the same command again, {how}")
     }
 
     /// Wipes and verifies.
