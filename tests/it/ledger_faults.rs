@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -24,6 +25,12 @@ type Used = Vec<(PersistentVolume, PersistentVolumeClaim)>;
 fn entries(dir: &Path) -> Vec<PathBuf> {
     let files = fs::read_dir(dir).expect("the state directory can be read").flatten().map(|file| file.path());
     files.filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
+}
+
+/// A small filesystem in memory that only the agent's user may write to.
+fn private_tmpfs(path: &Path) {
+    disk::tmpfs(path, 1 << 20);
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).expect("its mode can be set");
 }
 
 /// Removes the directory in one step, whatever the agent is writing into it.
@@ -71,7 +78,7 @@ async fn a_state_directory_that_is_removed_is_made_and_filled_again() {
     let used = scene.use_all().await;
     let line = scene.agent().wait_log(CANT, SOON).await;
     assert!(line.contains(&scene.node.state_dir().display().to_string()), "{line}");
-    scene.node.wait_event(scene.node.name(), "LedgerNotWritable", "it was removed", SOON).await;
+    scene.node.wait_event(scene.node.name(), "LedgerNotWritable", "was removed", SOON).await;
     scene.agent().wait_log("The ledger can be written again", SOON).await;
     scene.wait_ledger("used").await;
     // It is as good as the first one.
@@ -98,7 +105,7 @@ impl Fault {
         let (at, place) = (scene.node.state_dir(), scene.node.root().join("state"));
         match self {
             Self::File => return,
-            Self::Full => disk::tmpfs(&place, 1 << 20),
+            Self::Full => private_tmpfs(&place),
             Self::ReadOnly { failed } => {
                 failed.format_ext4();
                 disk::run(Command::new("tune2fs").args(["-e", "remount-ro"]).arg(&failed.device));
@@ -137,7 +144,7 @@ impl Fault {
             Self::ReadOnly { .. } => {
                 let place = scene.node.root().join("state");
                 umount2(&place, MntFlags::MNT_DETACH).expect("it can be detached");
-                disk::tmpfs(&place, 1 << 20);
+                private_tmpfs(&place);
             }
         }
     }
@@ -156,7 +163,8 @@ async fn nothing_happens_without_a_record(tag: &str, fault: impl Fn(&Scene) -> F
     let later = scene.stores[0].dir.join("later");
     disk::tmpfs(&later, 1 << 20);
     scene.agent().wait_log(CANT, SOON).await;
-    scene.node.wait_event(scene.node.name(), "LedgerNotWritable", "can't be written", SOON).await;
+    let place = scene.node.state_dir().display().to_string();
+    scene.node.wait_event(scene.node.name(), "LedgerNotWritable", &place, SOON).await;
     let detail = wait_verdict(scene.agent(), &scene.stores[0].class, "later", "Pending").await;
     assert!(detail.contains("not before the ledger can be written"), "{detail}");
     let steps = async {
@@ -207,7 +215,8 @@ async fn not_wiped_without_its_record(tag: &str, other: usize) {
     let steps = async {
         let store = &scene.stores[0];
         scene.node.release(&used[0].1).await;
-        scene.node.wait_event(scene.node.name(), "LedgerNotWritable", "can't be written", SOON).await;
+        let place = scene.node.state_dir().display().to_string();
+        scene.node.wait_event(scene.node.name(), "LedgerNotWritable", &place, SOON).await;
         wait_verdict(scene.agent(), &store.class, "vol", "Pending").await;
         let now = scene.node.wait_pv(&store.path(), |_| true, SOON).await;
         assert!(now.metadata.deletion_timestamp.is_some(), "the fence is up: no claim can get at it");
@@ -312,7 +321,7 @@ async fn what_a_damaged_entry_may_be_about_is_not_offered() {
         entries(&scene.node.state_dir()).iter().for_each(|file| damage(file));
         let before = entries(&scene.node.state_dir());
         scene.begin();
-        let line = scene.agent().wait_log("An entry of the ledger can't be read", SOON).await;
+        let line = scene.agent().wait_log("A file of the ledger can't be read", SOON).await;
         assert!(before.iter().any(|file| line.contains(&*file.file_name().expect("it has one").to_string_lossy())));
         all_quarantined(&scene, &used).await;
         let message = scene.node.wait_event(scene.node.name(), "Dirty", "can't be read", SOON).await;
@@ -357,7 +366,7 @@ async fn a_state_directory_that_is_read_only_at_the_start_is_waited_for() {
     // Of the two mounts, only the filesystem below them is made read-only: that is seen in
     // the agent's namespace, too.
     let (below, at) = (scene.node.dir().join("below"), scene.node.state_dir());
-    disk::tmpfs(&below, 1 << 20);
+    private_tmpfs(&below);
     disk::bind_mount(&below, &at);
     let remount = |flags: MsFlags| {
         let done = mount(None::<&str>, &below, None::<&str>, MsFlags::MS_REMOUNT | flags, None::<&str>);
