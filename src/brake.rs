@@ -50,12 +50,16 @@ impl Brake {
         found
     }
 
-    /// When a volume that was released at `since` may be wiped, if the brake holds it:
-    /// seconds since 1970.
+    /// Until when its volumes are not wiped: seconds since 1970.
     #[must_use]
-    pub fn holds_until(&self, since: i64) -> Option<i64> {
-        let hold = i64::try_from(HOLD.as_secs()).expect("a few minutes");
-        (self.from..=self.to).contains(&since).then_some(self.to + hold)
+    pub fn until(&self) -> i64 {
+        self.to + i64::try_from(HOLD.as_secs()).expect("a few minutes")
+    }
+
+    /// Whether a volume that was released at that second belongs to it.
+    #[must_use]
+    pub fn holds(&self, since: i64) -> bool {
+        (self.from..=self.to).contains(&since)
     }
 }
 
@@ -68,10 +72,8 @@ mod tests {
         let releases = |count: i64| (0..count).map(|number| 1_000 + number * 5).collect::<Vec<_>>();
         let brake = Brake::find(5, releases(12)).expect("12 of 17 within a minute");
         assert_eq!((brake.released, brake.of), (12, 17));
-        assert_eq!(brake.holds_until(1_055), Some(1_355));
-        assert_eq!(brake.holds_until(1_000), Some(1_355));
-        assert_eq!(brake.holds_until(999), None);
-        assert_eq!(brake.holds_until(1_056), None);
+        assert_eq!(brake.until(), 1_355);
+        assert!(brake.holds(1_055) && brake.holds(1_000) && !brake.holds(999) && !brake.holds(1_056));
         for (bound, releases, why) in [
             (0, releases(9), "fewer than ten"),
             (12, releases(12), "no more than half"),

@@ -26,6 +26,9 @@ pub enum Event {
     ClassesListed(BTreeSet<String>),
     /// A PV with our label is there.
     Pv(Decoded),
+    /// A list of the PVs with our label has this one. What a list says holds, also when it
+    /// is older than what was known: the API server's data may have been restored.
+    PvListed(Decoded),
     /// A PV has left the watch of our label: it is gone, or only its label is. (The
     /// object that the API server sends along does not tell which.)
     PvLeft {
@@ -84,6 +87,14 @@ impl Cache {
                 true
             }
             Event::Pv(decoded) => self.insert(decoded),
+            Event::PvListed(decoded) => {
+                if let Decoded::Owned(owned) = &decoded
+                    && self.owned.get(&owned.name).is_some_and(|known| version(known) > version(owned))
+                {
+                    self.owned.remove(&owned.name);
+                }
+                self.insert(decoded)
+            }
             Event::Swept(decoded) => {
                 // The pages of a list are as old as its first: what the watch does not
                 // know may be gone since.
@@ -103,7 +114,6 @@ impl Cache {
                     // Of one that only lost its label, the object is as it was before.
                     if let Decoded::Owned(last) = last
                         && last.terminating
-                        && last.free_of_finalizers
                         && self.owned.get(&name).is_none_or(|known| version(known) <= version(&last))
                     {
                         self.owned.insert(name.clone(), *last);
@@ -145,9 +155,11 @@ impl Cache {
             return None;
         };
         let owned = (**owned).clone();
+        let stale = self.owned.get(&owned.name).is_some_and(|known| version(known) > version(&owned));
         if owned.terminating && owned.free_of_finalizers {
             self.remove(&owned.name);
-        } else {
+        } else if !stale {
+            // An answer that was overtaken by the watch clears nothing.
             self.suspects.remove(&owned.name);
             self.insert(decoded);
         }

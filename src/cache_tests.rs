@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Cache, Event};
 use crate::ledger::{Entry, EntryId, Ledger};
@@ -155,4 +156,28 @@ fn a_pv_shares_the_identity_of_its_ledger_entry_if_it_is_the_very_same() {
     let shared = |pv: &&OwnedPv| pv.identity.as_ref().is_some_and(|identity| Arc::ptr_eq(identity, &same.identity));
     assert_eq!(cache.owned().values().filter(shared).map(|pv| pv.entry).collect::<Vec<_>>(), [Some(1)]);
     assert_eq!(cache.owned().values().cloned().collect::<Vec<_>>(), before);
+}
+
+/// The answer of a delete may come after the watch has told of the end.
+#[test]
+fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_pv_back() {
+    let mut cache = Cache::default();
+    cache.apply(Event::Node(Ok(testing::node())));
+    let object = |version: &str, finalizers: Option<Vec<String>>| {
+        let mut object = pv::encode(&testing::volume("a", "c"));
+        object.metadata.uid = Some("uid".to_owned());
+        object.metadata.resource_version = Some(version.to_owned());
+        object.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        object.metadata.finalizers = finalizers;
+        object
+    };
+    let answer = object("5", Some(vec!["kubernetes.io/pv-protection".to_owned()]));
+    let seen = object("4", Some(vec!["kubernetes.io/pv-protection".to_owned()]));
+    let name = seen.metadata.name.clone().expect("it has a name");
+    cache.learn(&seen, false);
+    let last = pv::sort(&object("6", None), &testing::node(), false);
+    cache.apply(Event::PvLeft { name: name.clone(), uid: "uid".to_owned(), last });
+    assert!(cache.suspects().contains(&name));
+    cache.learn(&answer, false);
+    assert!(cache.suspects().contains(&name), "it is still to be looked at");
 }

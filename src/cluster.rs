@@ -215,6 +215,17 @@ impl Cluster {
         self.patch(&pv.name, &json!({ "metadata": metadata, "spec": { "claimRef": null } })).await
     }
 
+    /// Takes an admin's word off a PV that it can't be about, if nothing at all has changed
+    /// on it.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when something has.
+    pub async fn drop_word(&self, pv: &Seen) -> Result<PersistentVolume, ApiError> {
+        let annotations = json!({ RECLAIM: null });
+        let metadata = json!({ "uid": pv.uid, "resourceVersion": pv.version, "annotations": annotations });
+        self.patch(&pv.name, &json!({ "metadata": metadata })).await
+    }
+
     /// Notes on a PV how far its wipe is.
     ///
     /// # Errors

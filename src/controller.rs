@@ -4,6 +4,7 @@
 
 mod act;
 mod books;
+mod results;
 mod scribe;
 mod tell;
 mod turns;
@@ -15,14 +16,14 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::admin::View;
 use crate::brake::{self, Brake};
 use crate::cache::{Cache, Event, feed};
-use crate::cluster::{ApiError, Cluster};
+use crate::cluster::Cluster;
 use crate::config::Config;
-use crate::deleter::{Control, WipeError};
+use crate::deleter::Control;
 use crate::discovery::{self, Finding, Listing, Snapshot};
 use crate::events::{self, About, Events};
 use crate::ledger::Ledger;
@@ -30,10 +31,11 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
-use crate::state_dir::Writer;
-use crate::verdict::{Reason, Verdict};
+use crate::pv::{self, Decoded};
+use crate::state_dir::StateDir;
+use crate::verdict::Verdict;
 use crate::volume::NodeFacts;
-use act::{Done, Ended, Tools};
+use act::{Done, Tools};
 use books::Books;
 use tell::Teller;
 use turns::Turns;
@@ -68,9 +70,9 @@ pub struct Parts {
     /// What is known of each volume's content.
     pub ledger: Ledger,
     /// Makes that durable, when there is a state directory.
-    pub writer: Option<Writer>,
-    /// Where Events are sent.
-    pub events: Events,
+    pub state: Option<StateDir>,
+    /// Where Events are put, and whence they are sent.
+    pub events: (Events, mpsc::Receiver<events::Event>),
 }
 
 /// The loop and its state.
@@ -87,6 +89,7 @@ pub struct Controller {
     event_sender: mpsc::Sender<Event>,
     feeds: JoinSet<()>,
     pv_feeds: JoinSet<()>,
+    sender: JoinSet<()>,
     fed_for: Option<NodeFacts>,
     snapshot: Option<Arc<Snapshot>>,
     findings: Vec<Finding>,
@@ -94,6 +97,8 @@ pub struct Controller {
     memory: Memory,
     books: Books,
     teller: Teller,
+    /// Events, until it is known who sends them.
+    unsent: Option<mpsc::Receiver<events::Event>>,
     turns: Turns,
     brake: Option<Brake>,
     random: u64,
@@ -122,7 +127,8 @@ impl Controller {
         let (event_sender, events) = mpsc::channel(64);
         let (stop, stopped) = watch::channel(false);
         let resync_at = Instant::now() + next_resync(&parts.config);
-        let (books, scribe) = Books::open(parts.ledger, parts.writer);
+        let (notices, unsent) = parts.events;
+        let (books, scribe) = Books::open(parts.ledger, parts.state);
         let mut controller = Self {
             node_name: parts.node_name,
             tools: Tools {
@@ -132,8 +138,9 @@ impl Controller {
                 stopped,
                 metrics: parts.metrics,
                 scribe,
-                events: parts.events,
+                events: notices,
             },
+            unsent: Some(unsent),
             books,
             teller: Teller::default(),
             turns: Turns::new(parts.config.max_parallel_wipes),
@@ -149,6 +156,7 @@ impl Controller {
             event_sender,
             feeds: JoinSet::new(),
             pv_feeds: JoinSet::new(),
+            sender: JoinSet::new(),
             fed_for: None,
             snapshot: None,
             findings: Vec::new(),
@@ -270,6 +278,19 @@ impl Controller {
         while let Some(event) = next {
             match &event {
                 Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
+                Event::Pv(Decoded::Owned(owned)) | Event::PvListed(Decoded::Owned(owned)) => {
+                    self.memory.saw(&owned.name);
+                    // What an admin says does not wait for what failed before it was said.
+                    if self.cache.owned().get(&owned.name).is_some_and(|before| owned.says_more_than(before)) {
+                        self.memory.forget_setback(&owned.name);
+                    }
+                    // It ends the look into a quarantined volume, too.
+                    if let Some(control) =
+                        self.reclaiming.get(&owned.name).filter(|_| owned.quarantined && owned.word.is_some())
+                    {
+                        control.cancel();
+                    }
+                }
                 Event::PvLeft { name, .. } => {
                     // What was found wrong with the former PV is nothing against the next.
                     self.memory.forget_setback(name);
@@ -318,6 +339,10 @@ impl Controller {
         let (client, events) = (self.watches.clone(), self.event_sender.clone());
         self.pv_feeds.spawn(feed::persistent_volumes(client, node.clone(), name_only, events.clone()));
         self.pv_feeds.spawn(feed::sweep(self.cluster.clone(), node.clone(), name_only, events));
+        if let Some(unsent) = self.unsent.take() {
+            let component = pv::provisioner_name(&node, name_only);
+            self.sender.spawn(events::send_all(self.cluster.clone(), component, unsent));
+        }
         self.tools.node = Some(Arc::new(node.clone()));
         self.fed_for = Some(node);
     }
@@ -330,7 +355,16 @@ impl Controller {
             return;
         }
         let now = Instant::now();
-        self.books.take_written();
+        for id in self.books.take_written() {
+            let owned = self.cache.owned().values().find(|owned| owned.entry == Some(id.0));
+            if let Some(owned) = owned {
+                self.memory.forget_setback(&owned.name);
+            }
+        }
+        if let Some(trouble) = self.books.take_new_trouble() {
+            let about = About::Node(self.node_name.clone());
+            self.tools.events.send(events::Event::warning(about, events::LEDGER_NOT_WRITABLE, trouble));
+        }
         let plan = plan::plan(&World {
             config: &self.config,
             node: self.cache.node().expect("a complete cache knows the Node"),
@@ -349,13 +383,20 @@ impl Controller {
             random: self.random,
         });
         self.memory.note_missing(plan.missing, now);
+        self.memory.note_wanted(plan.wanted, now);
+        self.memory.note_mass_release(plan.mass_release, now);
         self.books.note(plan.records, &self.tools.scribe);
         self.heed_brakes(plan.brake);
         self.dirty = false;
         self.decided_at = Some(now);
         self.unsettled_since.get_or_insert(now);
         self.wake_at = plan.wake_at;
-        self.queue.extend(plan.actions.into_iter().inspect(|action| self.memory.begin(action.pv())));
+        self.queue.extend(plan.actions.into_iter().inspect(|action| {
+            self.memory.begin(action.pv());
+            if matches!(action, Action::Create(_)) {
+                self.memory.begin_offering(action.pv());
+            }
+        }));
         self.view.send_modify(|view| {
             if view.readiness.is_err() {
                 view.readiness = Ok(());
@@ -376,6 +417,14 @@ impl Controller {
             if all || self.cache.owned().get(pv).is_some_and(|owned| owned.hold) {
                 control.cancel();
             }
+        }
+        if all || brake.is_some() {
+            // What has not begun is decided on anew.
+            let (dropped, kept) =
+                std::mem::take(&mut self.queue).into_iter().partition(|action| matches!(action, Action::Reclaim(_)));
+            self.queue = kept;
+            let dropped: VecDeque<Action> = dropped;
+            dropped.iter().for_each(|action| self.memory.look_again(action.pv()));
         }
         if let Some(Brake { released, of, .. }) = brake.filter(|_| self.brake.is_none()) {
             let minutes = brake::HOLD.as_secs() / 60;
@@ -400,84 +449,27 @@ impl Controller {
         let limit = if self.memory.is_silent() { 1 } else { MAX_IN_FLIGHT };
         for action in std::mem::take(&mut self.queue) {
             match &action {
-                Action::Reclaim(target) if self.reclaiming.len() < MAX_RECLAIMS => {
+                Action::Reclaim(target) | Action::FreeIfBlank { target, .. }
+                    if self.reclaiming.len() < MAX_RECLAIMS =>
+                {
                     let control = Arc::new(Control::default());
                     self.reclaiming.insert(target.pv.clone(), Arc::clone(&control));
-                    let place = self.turns.place(target);
-                    self.work.spawn(self.tools.clone().reclaim((**target).clone(), place, control));
+                    let (tools, place) = (self.tools.clone(), self.turns.place(target));
+                    match action {
+                        Action::FreeIfBlank { pv, target } => {
+                            self.work.spawn(tools.free_if_blank(pv, *target, place, control))
+                        }
+                        Action::Reclaim(target) => self.work.spawn(tools.reclaim(*target, place, control)),
+                        _ => unreachable!("matched above"),
+                    };
                 }
-                Action::Reclaim(_) => self.queue.push_back(action),
+                Action::Reclaim(_) | Action::FreeIfBlank { .. } => self.queue.push_back(action),
                 _ if self.work.len() - self.reclaiming.len() < limit => {
                     self.work.spawn(self.tools.clone().write(action));
                 }
                 _ => self.queue.push_back(action),
             }
         }
-    }
-
-    fn take_results(&mut self, first: Result<Done, tokio::task::JoinError>) {
-        let mut next = Some(first);
-        while let Some(result) = next {
-            match result {
-                Ok(done) => self.take_result(done),
-                Err(error) => panic!("a task of the controller ended without a result: {error}"),
-            }
-            next = self.work.try_join_next();
-        }
-    }
-
-    fn take_result(&mut self, Done { pv, ended }: Done) {
-        let reclaimed = self.reclaiming.remove(&pv).is_some();
-        self.dirty = true;
-        let name_only = self.config.use_node_name_only;
-        if !matches!(ended, Ended::Api(ApiError::Unknown(_))) && self.memory.api_answered() {
-            info!("The API server answers again");
-        }
-        match ended {
-            Ended::Is(object) => match self.cache.learn(&object, name_only) {
-                Some(_) => self.memory.succeeded(&pv),
-                None => {
-                    let detail = format!("the name {pv} is taken by a PV that is not ours; delete or rename it");
-                    self.fail(&pv, Verdict::new(Reason::Refused, detail));
-                }
-            },
-            Ended::IsGone => {
-                let last = self.cache.owned().get(&pv);
-                self.books.note_gone(last, &self.tools.scribe);
-                if let Some(since) = last.filter(|_| reclaimed).and_then(|owned| owned.since) {
-                    self.memory.note_reclaimed(since);
-                }
-                self.cache.remove(&pv);
-                self.memory.succeeded(&pv);
-            }
-            Ended::Api(ApiError::Unknown(error)) => {
-                let verdict = Verdict::new(Reason::Pending, "the API server has not answered");
-                self.memory.unanswered(&pv, verdict, Instant::now(), fastrand::f64());
-                if self.memory.api_is_silent(Instant::now(), fastrand::f64()) {
-                    warn!(error, "The API server does not answer; trying again");
-                }
-                // What has not begun yet is decided on anew.
-                for action in self.queue.drain(..) {
-                    self.memory.look_again(action.pv());
-                }
-            }
-            Ended::Api(error) => {
-                self.fail(&pv, Verdict::new(Reason::Refused, format!("its PV can't be written: {error}")));
-            }
-            Ended::Ledger(error) => {
-                self.memory.look_again(&pv);
-                self.books.complain(&error.to_string());
-                let about = About::Node(self.node_name.clone());
-                self.tools.events.send(events::Event::warning(about, events::LEDGER_NOT_WRITABLE, error.to_string()));
-            }
-            Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped => self.memory.look_again(&pv),
-            Ended::NotWiped(error) => self.fail(&pv, error.verdict()),
-        }
-    }
-
-    fn fail(&mut self, pv: &str, verdict: Verdict) {
-        debug!(pv, %verdict, "Work failed; waiting before it is tried again");
-        self.memory.failed(pv, verdict, Instant::now(), fastrand::f64());
     }
 
     async fn stop(mut self) {

@@ -4,7 +4,8 @@
 //!
 //! A path is used once, to open the volume; identity is compared on the open file,
 //! and everything after goes through that file. Nothing here takes a path and
-//! destroys data. All of it blocks: it runs on a thread of its own ([`spawn`]).
+//! destroys data; only a cleaner command of the admin's own is told one, while the file
+//! is held. All of it blocks: it runs on a thread of its own ([`spawn`]).
 
 mod claim;
 mod control;
@@ -42,6 +43,7 @@ use wipe::Device;
 pub struct Claimed {
     fence: Fence,
     volume: OpenVolume,
+    is_the_recorded_one: bool,
 }
 
 /// A claimed volume of which everything was overwritten or removed.
@@ -63,6 +65,12 @@ impl Verified {
     #[must_use]
     pub fn fence(&self) -> &Fence {
         &self.claimed.fence
+    }
+
+    /// Whether it is the volume that was recorded, or one in its place that was empty.
+    #[must_use]
+    pub fn is_the_recorded_one(&self) -> bool {
+        self.claimed.is_the_recorded_one
     }
 
     /// What was done.
@@ -173,7 +181,7 @@ pub enum WipeError {
     #[error("the kernel does not answer when it is looked at")]
     Unresponsive,
     /// A quarantined volume is not empty.
-    #[error("it is quarantined, and not empty: {0}")]
+    #[error("it is not empty: {0}")]
     NotBlank(String),
     /// The ledger can't be written, so nothing is destroyed.
     #[error("{0}")]
@@ -227,6 +235,7 @@ pub fn wipe(claimed: Claimed, mut job: Job<'_>, control: &Control) -> Result<Ver
 
 fn destroy(claimed: Claimed, job: &mut Job<'_>, control: &Control) -> Result<Wiped, WipeError> {
     let began = Instant::now();
+    control.check()?;
     match &claimed.volume {
         OpenVolume::Directory(root) => {
             control.enter(Phase::Removing);

@@ -20,8 +20,8 @@ use crate::pv::Claim;
 const QUEUE: usize = 256;
 /// The same Event is not sent again within this time.
 const REPEAT: Duration = Duration::from_secs(600);
-/// In bytes; Events of the newer form take no more than 1,024.
-const LONGEST_NOTE: usize = 1_000;
+/// The API server takes no more bytes.
+const LONGEST_NOTE: usize = 1024;
 /// The wipe of a volume begins; the Go provisioner's word.
 const VOLUME_DELETE: &str = "VolumeDelete";
 /// A volume was not wiped; the Go provisioner's word.
@@ -32,9 +32,12 @@ const VOLUME_WIPED: &str = "VolumeWiped";
 pub const MASS_RELEASE: &str = "MassRelease";
 /// The ledger can't be written.
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
+/// An admin's word was taken off without being acted on.
+pub const WORD_IGNORED: &str = "WordIgnored";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 5] = [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, MASS_RELEASE, LEDGER_NOT_WRITABLE];
+pub const REASONS: [&str; 6] =
+    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, MASS_RELEASE, LEDGER_NOT_WRITABLE, WORD_IGNORED];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 

@@ -118,6 +118,18 @@ impl Identity {
         }
     }
 
+    /// Whether it has a key that outlasts a boot and moves with the volume: a volume that
+    /// lacks it is not seen again once it is detached.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Device(device) => !device.lasting_keys().is_empty(),
+            Self::Mount(mount) => {
+                mount.uuid.is_some() || mount.disk.as_ref().is_some_and(|disk| !disk.lasting_keys().is_empty())
+            }
+        }
+    }
+
     /// Whether it is a block device.
     #[must_use]
     pub fn is_device(&self) -> bool {

@@ -88,7 +88,9 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "is")]
 pub enum State {
-    /// Wiped and verified, or never used since it was found.
+    /// Nothing is known of its content, and nobody has used it since it was found.
+    AsFound,
+    /// Wiped and verified, or found empty.
     Clean,
     /// A PV offers it, or is about to.
     Offered {
@@ -113,9 +115,9 @@ pub enum State {
     },
     /// Its wipe has begun.
     Wiping {
-        /// Name of the PV.
+        /// Name of the PV; empty when it is wiped by hand (`mooring wipe`).
         pv: Box<str>,
-        /// Its UID.
+        /// Its UID; empty when there is no PV yet, or none at all.
         uid: Box<str>,
         /// The claim whose data is wiped.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,6 +132,8 @@ pub enum State {
     Quarantined {
         /// Why.
         reason: Box<str>,
+        /// Name of the PV that the claim was bound to.
+        pv: Box<str>,
         /// The claim that had it, when that is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         claim: Option<Claim>,
@@ -145,7 +149,7 @@ impl State {
     /// The least clean counts when two entries are about one volume.
     fn distrust(&self) -> u8 {
         match self {
-            Self::Clean => 0,
+            Self::AsFound | Self::Clean => 0,
             Self::Offered { .. } => 1,
             Self::Used { .. } => 2,
             Self::Wiping { .. } => 3,
@@ -154,11 +158,19 @@ impl State {
         }
     }
 
-    fn uid(&self) -> Option<&str> {
+    /// Whether `mooring wipe` has begun it, and not an agent: no PV is behind it.
+    #[must_use]
+    pub fn is_wipe_by_hand(&self) -> bool {
+        matches!(self, Self::Wiping { pv, .. } if pv.is_empty())
+    }
+
+    /// UID of the PV that it is about.
+    #[must_use]
+    pub fn uid(&self) -> Option<&str> {
         match self {
             Self::Offered { uid, .. } => uid.as_deref(),
             Self::Used { uid, .. } | Self::Wiping { uid, .. } => Some(uid),
-            Self::Clean | Self::Quarantined { .. } | Self::Retired { .. } => None,
+            Self::AsFound | Self::Clean | Self::Quarantined { .. } | Self::Retired { .. } => None,
         }
     }
 }
@@ -193,7 +205,13 @@ impl Entry {
     #[must_use]
     pub fn new(id: EntryId, class: &str, path: &str, identity: Arc<Identity>, as_of: Timestamp) -> Self {
         let (class, path) = (class.into(), path.into());
-        Self { id, class, path, identity, root: None, state: State::Clean, as_of, receipts: Vec::new() }
+        Self { id, class, path, identity, root: None, state: State::AsFound, as_of, receipts: Vec::new() }
+    }
+
+    /// What the state was before the volume was offered: nobody has used it since.
+    #[must_use]
+    pub fn unused(&self) -> State {
+        if self.receipts.is_empty() { State::AsFound } else { State::Clean }
     }
 
     /// Adds the receipt of a wipe, and forgets the oldest.
@@ -247,24 +265,25 @@ impl Ledger {
     /// Takes over an entry, in the place of the one of that name.
     pub fn insert(&mut self, entry: Entry) {
         if let Some(before) = self.entries.remove(&entry.id) {
-            for key in before.identity.keys() {
+            for key in keys(&before.identity, &before.path) {
                 self.by_key.remove(&(key, entry.id));
             }
             if let Some(uid) = before.state.uid() {
                 self.by_uid.remove(&(hash(uid), entry.id));
             }
         }
-        self.by_key.extend(entry.identity.keys().into_iter().map(|key| (key, entry.id)));
+        self.by_key.extend(keys(&entry.identity, &entry.path).map(|key| (key, entry.id)));
         self.by_uid.extend(entry.state.uid().map(|uid| (hash(uid), entry.id)));
         self.entries.insert(entry.id, entry);
     }
 
-    /// What is known of the volume. When several entries are about it, the least clean
-    /// counts.
+    /// What is known of the volume at that path. When several entries are about it, the
+    /// least clean counts. One for the same path of which it can't be told whether it is
+    /// about this volume may be.
     #[must_use]
-    pub fn find(&self, identity: &Identity) -> Found<'_> {
+    pub fn find(&self, identity: &Identity, path: &str) -> Found<'_> {
         let mut found = Found::None;
-        for entry in identity.keys().into_iter().flat_map(|key| self.listed(&self.by_key, key)) {
+        for entry in keys(identity, path).flat_map(|key| self.listed(&self.by_key, key)) {
             let candidate = match entry.identity.compare(identity) {
                 Comparison::Same => Found::One(entry),
                 Comparison::Unknown(why) => Found::Unsure(entry, why),
@@ -325,6 +344,12 @@ fn hash(uid: &str) -> u64 {
     fnv1a_64(uid.bytes())
 }
 
+/// By what an entry is found: two that are about one volume, or may be, share a key.
+fn keys(identity: &Identity, path: &str) -> impl Iterator<Item = u64> {
+    let path = fnv1a_64(b"path".iter().copied().chain(path.bytes()));
+    identity.keys().into_iter().chain([path])
+}
+
 /// What is to become of a volume without a PV.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -334,41 +359,61 @@ pub enum Standing {
     NeverSeen,
     /// It may hold a tenant's data.
     Dirty {
-        /// The claim that had it, when that is known.
-        claim: Option<Claim>,
+        /// The claim that had it, and the name of the PV that it was bound to, when that is
+        /// known.
+        claim: Option<(Box<str>, Claim)>,
         /// How that is known.
         why: String,
     },
     /// Its wipe has begun and has not ended.
-    HalfWiped {
-        /// The claim whose data was being wiped.
-        claim: Option<Claim>,
-    },
+    HalfWiped,
     /// An admin does not want it offered.
     Retired,
 }
 
+/// Why a volume is kept from being claimed while a wipe by hand has not ended.
+pub const WIPE_BY_HAND: &str = "its wipe by `mooring wipe` has begun and has not ended; run it again, and it goes on \
+                                where it was";
+
 /// The dirty gate: what the ledger says of a volume without a PV. `lost`: whether there
 /// are entries that can't be read.
 #[must_use]
-pub fn standing(entry: Option<&Entry>, lost: bool) -> Standing {
-    let dirty = |claim: Option<&Claim>, why: &str| Standing::Dirty { claim: claim.cloned(), why: why.to_owned() };
-    match entry.map(|entry| &entry.state) {
-        None if lost => dirty(None, "the ledger has entries that can't be read, and it may be one of them"),
-        None => Standing::NeverSeen,
-        Some(State::Clean) => Standing::Free,
-        Some(State::Offered { pv, .. }) => {
+pub fn standing(found: Found<'_>, lost: bool) -> Standing {
+    let dirty = |claim: Option<(&Box<str>, &Claim)>, why: &str| Standing::Dirty {
+        claim: claim.map(|(pv, claim)| (pv.clone(), claim.clone())),
+        why: why.to_owned(),
+    };
+    let (entry, certain) = match found {
+        Found::One(entry) => (entry, true),
+        Found::Unsure(entry, _) => (entry, false),
+        Found::None if lost => {
+            return dirty(None, "the ledger has entries that can't be read, and it may be one of them");
+        }
+        Found::None => return Standing::NeverSeen,
+    };
+    match &entry.state {
+        State::Clean if certain => Standing::Free,
+        State::Clean | State::AsFound => Standing::NeverSeen,
+        State::Offered { pv, .. } => {
             dirty(None, &format!("PV {pv} offered it, and was removed by somebody: it may have been used"))
         }
-        Some(State::Used { pv, claim: Some(claim), .. }) => {
-            dirty(Some(claim), &format!("claim {claim} had it, and its PV {pv} was removed before it was wiped"))
+        State::Used { pv, claim: Some(claim), .. } => {
+            dirty(Some((pv, claim)), &format!("claim {claim} had it, and its PV {pv} was removed before it was wiped"))
         }
-        Some(State::Used { pv, claim: None, .. }) => {
+        State::Used { pv, claim: None, .. } => {
             dirty(None, &format!("a claim had it, and its PV {pv} was removed before it was wiped"))
         }
-        Some(State::Wiping { claim, .. }) => Standing::HalfWiped { claim: claim.clone() },
-        Some(State::Quarantined { reason, claim }) => dirty(claim.as_ref(), reason),
-        Some(State::Retired { .. }) => Standing::Retired,
+        // Whoever began it may have stopped it for good reason.
+        state @ State::Wiping { pv, claim, .. } if state.is_wipe_by_hand() => {
+            dirty(claim.as_ref().map(|claim| (pv, claim)), WIPE_BY_HAND)
+        }
+        State::Wiping { .. } if certain => Standing::HalfWiped,
+        State::Wiping { pv, claim, .. } => dirty(
+            claim.as_ref().map(|claim| (pv, claim)),
+            "a wipe was begun at this path, and it is not certain that it was of this volume",
+        ),
+        State::Quarantined { reason, pv, claim } => dirty(claim.as_ref().map(|claim| (pv, claim)), reason),
+        State::Retired { .. } => Standing::Retired,
     }
 }
 

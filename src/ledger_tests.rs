@@ -2,6 +2,7 @@
 
 use super::file::{FileError, read, write};
 use super::*;
+use crate::identity::{MountIdentity, Uuid};
 use crate::testing::{disk, mount};
 
 fn entry(id: u128, minor: u32, state: State) -> Entry {
@@ -17,13 +18,14 @@ fn states() -> Vec<State> {
     let (pv, uid): (Box<str>, Box<str>) = ("pv".into(), "uid".into());
     let cursor = Some(Cursor { pass: 1, offset: 1 << 40 });
     vec![
+        State::AsFound,
         State::Clean,
         State::Offered { pv: pv.clone(), uid: None, since: None },
         State::Offered { pv: pv.clone(), uid: Some(uid.clone()), since: Some(7) },
         State::Used { pv: pv.clone(), uid: uid.clone(), claim: None },
         State::Used { pv: pv.clone(), uid: uid.clone(), claim: Some(claim()) },
         State::Wiping { pv, uid, claim: Some(claim()), method: "zero".into(), cursor },
-        State::Quarantined { reason: "why".into(), claim: None },
+        State::Quarantined { reason: "why".into(), pv: "pv".into(), claim: None },
         State::Retired { reason: "why".into() },
     ]
 }
@@ -72,7 +74,7 @@ fn a_file_of_a_newer_program_is_refused_in_words_and_garbage_is_none() {
 fn a_volume_is_found_by_its_identity_and_the_least_clean_entry_counts() {
     let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None };
     let ledger = Ledger::new([entry(1, 1, State::Clean), entry(2, 2, used.clone()), entry(3, 2, State::Clean)], 0);
-    let found = |minor| match ledger.find(&disk(minor, 9).identity) {
+    let found = |minor| match ledger.find(&disk(minor, 9).identity, "/h/c/b") {
         Found::One(entry) => Some(entry.id.0),
         _ => None,
     };
@@ -85,19 +87,39 @@ fn an_entry_that_changes_is_found_by_its_new_keys_only() {
     let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None };
     let mut ledger = Ledger::new([entry(1, 1, used)], 0);
     ledger.insert(entry(1, 2, State::Clean));
-    assert_eq!(ledger.find(&disk(1, 1).identity), Found::None);
-    assert!(matches!(ledger.find(&disk(2, 1).identity), Found::One(_)));
+    assert_eq!(ledger.find(&disk(1, 1).identity, "/h/c/b"), Found::None);
+    assert!(matches!(ledger.find(&disk(2, 1).identity, "/h/c/b"), Found::One(_)));
     assert_eq!((ledger.of_pv("uid"), ledger.entries().count()), (None, 1));
 }
 
 #[test]
 fn only_what_nobody_can_have_used_is_free() {
     for state in states() {
-        let is_free = standing(Some(&entry(1, 1, state.clone())), false) == Standing::Free;
-        assert_eq!(is_free, state == State::Clean, "{state:?}");
+        let entry = entry(1, 1, state.clone());
+        let certainly = standing(Found::One(&entry), false);
+        assert_eq!(certainly == Standing::Free, state == State::Clean, "{state:?}");
+        // A volume that is not certainly the one is not offered for it, nor wiped for it.
+        let perhaps = standing(Found::Unsure(&entry, "why"), false);
+        assert!(!matches!(perhaps, Standing::Free | Standing::HalfWiped), "{state:?}");
+        assert_eq!(perhaps == Standing::NeverSeen, matches!(state, State::Clean | State::AsFound), "{state:?}");
     }
-    assert_eq!(standing(None, false), Standing::NeverSeen);
-    assert!(matches!(standing(None, true), Standing::Dirty { .. }), "it may be one of those that are lost");
+    assert_eq!(standing(Found::None, false), Standing::NeverSeen);
+    assert!(matches!(standing(Found::None, true), Standing::Dirty { .. }), "it may be one of those that are lost");
+}
+
+#[test]
+fn an_entry_for_the_path_may_be_about_a_volume_that_can_not_be_told_apart() {
+    let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None };
+    let mut before_the_boot = entry(1, 1, used);
+    before_the_boot.identity = mount(3, 1).identity;
+    let ledger = Ledger::new([before_the_boot], 0);
+    let now = |boot| {
+        let Identity::Mount(mount) = (*mount(9, 1).identity).clone() else { unreachable!("it is a mount") };
+        Identity::Mount(MountIdentity { boot: Some(Uuid(boot)), ..mount })
+    };
+    assert!(matches!(ledger.find(&now(2), "/h/c/a"), Found::Unsure(..)));
+    assert_eq!(ledger.find(&now(2), "/h/c/b"), Found::None, "another path");
+    assert_eq!(ledger.find(&now(1), "/h/c/a"), Found::None, "in the same boot it is certainly another");
 }
 
 #[test]
@@ -138,5 +160,5 @@ fn only_the_very_same_identity_is_shared() {
     let of = |id| &ledger.get(EntryId(id)).expect("it is there").identity;
     assert!(Arc::ptr_eq(of(3), &seen));
     assert_eq!(*of(4), disk(2, 1 << 20).identity, "the same disk, but not all is as it was");
-    assert!(matches!(ledger.find(&seen), Found::One(found) if found.id == EntryId(3)));
+    assert!(matches!(ledger.find(&seen, "/h/c/a"), Found::One(found) if found.id == EntryId(3)));
 }

@@ -14,11 +14,11 @@ use mooring::admin::{self, View};
 use mooring::cluster::Cluster;
 use mooring::config::Config;
 use mooring::controller::{Controller, Parts};
-use mooring::events::{self, Events};
+use mooring::events::Events;
 use mooring::ledger::Ledger;
 use mooring::metrics::Metrics;
 use mooring::node::ioctl;
-use mooring::state_dir::{StateDir, Writer};
+use mooring::state_dir::StateDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -96,22 +96,21 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
     let work = async {
         let start = async {
             let config = read_config(&args.config_dir, &view).await;
-            let (writer, ledger) = open_state(args.state_dir.as_deref(), &view).await;
+            let (state, ledger) = open_state(args.state_dir.as_deref(), &view).await;
             let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
                 .await
                 .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
-            anyhow::Ok((config, cluster, watches, writer, ledger))
+            anyhow::Ok((config, cluster, watches, state, ledger))
         };
-        let (config, cluster, watches, writer, ledger) = tokio::select! {
+        let (config, cluster, watches, state, ledger) = tokio::select! {
             parts = start => parts?,
             () = requested(shutdown.clone()) => {
                 info!("Stopped");
                 return Ok(());
             }
         };
-        let (events, queue) = Events::new();
-        tokio::spawn(events::send_all(cluster.clone(), "mooring".to_owned(), queue));
-        let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, writer, events };
+        let events = Events::new();
+        let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, state, events };
         let controller = Controller::start(parts)?;
         controller.run(requested(shutdown)).await;
         anyhow::Ok(())
@@ -145,7 +144,7 @@ async fn read_config(directory: &Path, view: &watch::Sender<View>) -> Config {
 
 /// Opens the state directory: waits for as long as another agent has it or it can't be
 /// used. Without one, the ledger lives as long as this process.
-async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option<Writer>, Ledger) {
+async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option<StateDir>, Ledger) {
     let directory = named.unwrap_or(Path::new(DEFAULT_STATE_DIR));
     if named.is_none() && !directory.is_dir() {
         warn!(
@@ -157,12 +156,11 @@ async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option
     }
     let mut told = String::new();
     loop {
-        let opened = StateDir::open(directory, named.is_some()).map_err(anyhow::Error::from);
-        match opened.and_then(|(state, ledger)| Ok((state.into_writer()?, ledger))) {
-            Ok((writer, ledger)) => {
+        match StateDir::open(directory, named.is_some()) {
+            Ok((state, ledger)) => {
                 let (entries, lost) = (ledger.entries().count(), ledger.lost());
                 info!(directory = %directory.display(), entries, lost, "State directory opened");
-                return (Some(writer), ledger);
+                return (Some(state), ledger);
             }
             Err(error) => {
                 let problem = error.to_string();

@@ -4,13 +4,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::verdict::{Reason, Verdict};
+use crate::brake::Brake;
+use crate::verdict::Verdict;
 
 /// First and longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
-/// The same while somebody uses a volume that is to be wiped: to look costs little, and it
-/// is wanted as soon as it is free.
-const BUSY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// The same after a look that costs little, and that is to be repeated soon: whether a
+/// volume is still in use, or still not empty.
+const CHEAP: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// How many of the last reclaims are remembered, for the brake on mass release.
 const RECLAIMED: usize = 256;
 /// First and longest wait while the API server does not answer: nothing that is to be
@@ -22,8 +23,12 @@ const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 pub struct Memory {
     /// Work under way; nothing else is begun for these.
     pub in_flight: HashSet<String>,
+    /// PVs that were asked for and have not been seen yet.
+    offering: HashSet<String>,
     setbacks: HashMap<String, Setback>,
     missing: HashMap<String, Instant>,
+    wanted: HashMap<String, Instant>,
+    braking: Option<(Brake, Instant)>,
     reclaimed: VecDeque<i64>,
     silence: Option<Silence>,
 }
@@ -61,6 +66,22 @@ impl Memory {
         self.in_flight.insert(pv.to_owned());
     }
 
+    /// The PV is about to be made.
+    pub fn begin_offering(&mut self, pv: &str) {
+        self.offering.insert(pv.to_owned());
+    }
+
+    /// Whether this process has asked for the PV, and has not seen it since.
+    #[must_use]
+    pub fn is_offering(&self, pv: &str) -> bool {
+        self.offering.contains(pv)
+    }
+
+    /// The PV was seen.
+    pub fn saw(&mut self, pv: &str) {
+        self.offering.remove(pv);
+    }
+
     /// Work for the PV ended well: nothing of the past counts any more.
     pub fn succeeded(&mut self, pv: &str) {
         self.in_flight.remove(pv);
@@ -72,11 +93,11 @@ impl Memory {
         self.in_flight.remove(pv);
     }
 
-    /// Work for the PV failed; it waits longer with each failure in a row (see [`backoff`]).
-    pub fn failed(&mut self, pv: &str, verdict: Verdict, now: Instant, jitter: f64) {
+    /// Work for the PV failed; it waits longer with each failure in a row (see [`backoff`]),
+    /// but never long when it was only a look, `cheap` to repeat.
+    pub fn failed(&mut self, pv: &str, verdict: Verdict, cheap: bool, now: Instant, jitter: f64) {
         let failures = self.failures(pv);
-        let bounds = if verdict.reason == Reason::Busy { BUSY } else { BACKOFF };
-        let wait = backoff(bounds, failures, jitter);
+        let wait = backoff(if cheap { CHEAP } else { BACKOFF }, failures, jitter);
         self.set_back(pv, Setback { verdict, retry_at: now + wait, failures: failures.saturating_add(1) });
     }
 
@@ -136,6 +157,36 @@ impl Memory {
         self.missing.get(pv).copied()
     }
 
+    /// Remembers since when PVs are to be wiped: `wanted` are those of now.
+    pub fn note_wanted(&mut self, wanted: BTreeSet<String>, now: Instant) {
+        self.wanted.retain(|pv, _| wanted.contains(pv));
+        for pv in wanted {
+            self.wanted.entry(pv).or_insert(now);
+        }
+    }
+
+    /// Since when this process knows that the PV is to be wiped.
+    #[must_use]
+    pub fn wanted_since(&self, pv: &str) -> Option<Instant> {
+        self.wanted.get(pv).copied()
+    }
+
+    /// Remembers since when there is a mass release.
+    pub fn note_mass_release(&mut self, brake: Option<Brake>, now: Instant) {
+        let before = self.braking;
+        self.braking = brake.map(|brake| {
+            // It may have grown meanwhile.
+            let same = before.filter(|(other, _)| other.holds(brake.from) || brake.holds(other.from));
+            (brake, same.map_or(now, |(_, since)| since))
+        });
+    }
+
+    /// Since when this process knows of the mass release.
+    #[must_use]
+    pub fn braking_since(&self, brake: &Brake) -> Option<Instant> {
+        self.braking.filter(|(known, _)| known.holds(brake.from) || brake.holds(known.from)).map(|(_, since)| since)
+    }
+
     /// A volume that was released at that second (since 1970) was reclaimed.
     pub fn note_reclaimed(&mut self, released_at: i64) {
         if self.reclaimed.len() == RECLAIMED {
@@ -170,6 +221,7 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Reason;
 
     #[test]
     fn waits_double_up_to_five_minutes_and_end_with_success() {
@@ -177,7 +229,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             memory.begin("pv");
-            memory.failed("pv", Verdict::new(Reason::Refused, ""), now, 0.999_999);
+            memory.failed("pv", Verdict::new(Reason::Refused, ""), false, now, 0.999_999);
             assert!(memory.in_flight.is_empty());
             waits.push((memory.setback("pv").expect("just failed").retry_at - now).as_secs_f64().round());
         }

@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::brake::Brake;
+use crate::brake::{self, Brake};
 use crate::config::Config;
 use crate::discovery::Finding;
 use crate::identity::{DeviceNumber, Identity};
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Entry, Ledger, State};
 use crate::memory::Memory;
 use crate::method::WipeRules;
 use crate::pv::{OwnedPv, Phase, Seen, Volume};
@@ -30,6 +30,7 @@ use crate::verdict::{Reason, Verdict};
 use crate::volume::{Capacity, NodeFacts, StorageClassFacts};
 
 use occupied::Occupied;
+use publish::Offered;
 
 /// All that a decision depends on.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +79,11 @@ pub struct Plan {
     pub records: Vec<Entry>,
     /// PVs whose volume is not there, to be remembered until the next decision.
     pub missing: BTreeSet<String>,
-    /// A mass release that is being held.
+    /// PVs that are to be wiped, likewise.
+    pub wanted: BTreeSet<String>,
+    /// A mass release.
+    pub mass_release: Option<Brake>,
+    /// The same, while it is being held.
     pub brake: Option<Brake>,
     /// When to decide again even if nothing happens.
     pub wake_at: Option<Instant>,
@@ -129,6 +134,8 @@ pub enum Action {
     },
     /// Offer a Released volume again with its data, at an admin's word.
     Keep(Seen),
+    /// Take an admin's word off a PV that it can't be about.
+    DropWord(Seen),
     /// Remove a Released PV and never offer its volume again, at an admin's word.
     Retire {
         /// The PV.
@@ -154,6 +161,8 @@ pub struct Creation {
     pub volume: Volume,
     /// The volume, to be looked at before; its record is what the ledger is to say first.
     pub target: Target,
+    /// What the ledger is to say again if the PV is certainly not made.
+    pub before: Option<State>,
 }
 
 /// A PV to be adopted, or whose volume has been accepted as the right one.
@@ -176,7 +185,11 @@ impl Action {
             Self::Adopt(adoption) => &adoption.pv.name,
             Self::LookAgain { pv } => pv,
             Self::Withdraw { pv, .. } => &pv.seen().name,
-            Self::Grow { pv, .. } | Self::Keep(pv) | Self::Retire { pv, .. } | Self::FreeIfBlank { pv, .. } => &pv.name,
+            Self::Grow { pv, .. }
+            | Self::Keep(pv)
+            | Self::DropWord(pv)
+            | Self::Retire { pv, .. }
+            | Self::FreeIfBlank { pv, .. } => &pv.name,
             Self::Reclaim(target) => &target.pv,
         }
     }
@@ -211,7 +224,8 @@ pub struct Target {
 /// Decides.
 #[must_use]
 pub fn plan(world: &World<'_>) -> Plan {
-    let mut plan = Plan { brake: brake(world), ..Plan::default() };
+    let mass_release = mass_release(world);
+    let mut plan = Plan { mass_release, brake: mass_release.filter(|brake| is_held(world, brake)), ..Plan::default() };
     let mut by_path: HashMap<&str, Vec<&OwnedPv>> = HashMap::new();
     for owned in world.owned.values() {
         by_path.entry(&owned.path).or_default().push(owned);
@@ -223,11 +237,16 @@ pub fn plan(world: &World<'_>) -> Plan {
     };
     let occupied =
         Occupied::of(world.findings, |finding| of_class(finding).is_some_and(|owned| owned.class == finding.class));
+    let offered = Offered::of(world);
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     for (index, finding) in world.findings.iter().enumerate() {
         let named_by = named_by(finding);
         let owned = of_class(finding);
         let rival = occupied.rival_of(index).map(|rival| &world.findings[rival]);
+        if let Some(owned) = owned.filter(|owned| owned.class == finding.class) {
+            let present = finding.outcome.as_ref().ok().map(|candidate| &candidate.sighting.identity);
+            record::note(world, owned, present, &mut plan);
+        }
         let verdict = match owned {
             Some(owned) if named_by.len() > 1 || world.foreign.contains_key(&finding.host_path) => {
                 seen.extend(named_by.iter().map(|owned| owned.name.as_str()));
@@ -244,7 +263,7 @@ pub fn plan(world: &World<'_>) -> Plan {
                 let detail = format!("PV {} of class {} offers it", owned.name, owned.class);
                 Verdict::new(Reason::DuplicateOf, detail)
             }
-            _ => publish::offer(world, finding, rival, &mut plan),
+            _ => publish::offer(world, finding, rival, &offered, &mut plan),
         };
         plan.entries.push(EntryStatus {
             class: finding.class.clone(),
@@ -257,6 +276,7 @@ pub fn plan(world: &World<'_>) -> Plan {
     for owned in world.owned.values() {
         look_again(world, owned, &mut plan);
         if !seen.contains(owned.name.as_str()) {
+            record::note(world, owned, None, &mut plan);
             let status = tend::without_finding(world, owned, &mut plan);
             plan.entries.push(status);
         }
@@ -302,12 +322,28 @@ fn look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
 }
 
 /// A mass release, from the PVs that are Released and the ones that were wiped lately.
-fn brake(world: &World<'_>) -> Option<Brake> {
+fn mass_release(world: &World<'_>) -> Option<Brake> {
     let bound = world.owned.values().filter(|owned| owned.phase == Phase::Bound).count();
     let released = world.owned.values().filter(|owned| owned.phase == Phase::Released && !owned.quarantined);
-    let times = released.filter_map(|owned| owned.since).chain(world.memory.reclaimed()).collect();
-    let brake = Brake::find(bound, times)?;
-    (brake.holds_until(brake.to)? > world.clock.as_second()).then_some(brake)
+    let times = released.map(|owned| since(world, owned)).chain(world.memory.reclaimed()).collect();
+    Brake::find(bound, times)
+}
+
+fn is_held(world: &World<'_>, brake: &Brake) -> bool {
+    left_of(world, brake.until(), world.memory.braking_since(brake), brake::HOLD).is_some()
+}
+
+/// When the PV came into its phase, in seconds since 1970; now, if nobody says.
+fn since(world: &World<'_>, owned: &OwnedPv) -> i64 {
+    owned.since.unwrap_or_else(|| world.clock.as_second())
+}
+
+/// What is left of a time of waiting, by the clock and by how long this process has seen
+/// its cause: the API server's clock may be another one.
+fn left_of(world: &World<'_>, until_second: i64, seen: Option<Instant>, length: Duration) -> Option<Duration> {
+    let by_clock = until(world, until_second);
+    let by_own = (seen.unwrap_or(world.now) + length).checked_duration_since(world.now).filter(|left| !left.is_zero());
+    by_clock.max(by_own)
 }
 
 /// The time left until a second of the clock.

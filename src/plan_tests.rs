@@ -157,6 +157,17 @@ fn an_offered_volume_whose_pv_is_gone_is_quarantined() {
 }
 
 #[test]
+fn a_pv_that_was_asked_for_and_not_seen_is_asked_for_again_by_the_same_process() {
+    let name = testing::owned_pv("a", "c").name;
+    let offered = State::Offered { pv: name.as_str().into(), uid: None, since: None };
+    let mut scene = scene().with_state(offered);
+    scene.memory.begin_offering(&name);
+    assert_eq!(created(scene.decides().0).0.claim, None);
+    scene.memory.saw(&name);
+    assert!(created(scene.decides().0).0.claim.is_some(), "it was there, and is gone");
+}
+
+#[test]
 fn a_half_wiped_volume_without_a_pv_is_wiped_and_a_retired_one_stays_out() {
     let wiping = State::Wiping { pv: "p".into(), uid: "u".into(), claim: None, method: "zero".into(), cursor: None };
     let (volume, entry) = created(scene().with_state(wiping.clone()).decides().0);
@@ -164,6 +175,24 @@ fn a_half_wiped_volume_without_a_pv_is_wiped_and_a_retired_one_stays_out() {
     assert_eq!(entry.state, wiping);
     let (action, verdict) = scene().with_state(State::Retired { reason: "".into() }).decides();
     assert_eq!((action, verdict.reason), (None, Reason::Dirty));
+}
+
+#[test]
+fn a_wipe_by_hand_that_was_stopped_is_never_ended_by_the_agent_unasked() {
+    let by_hand = State::Wiping {
+        pv: "".into(),
+        uid: "".into(),
+        claim: Some(claim()),
+        method: "auto".into(),
+        cursor: Some(crate::ledger::Cursor { pass: 0, offset: 4096 }),
+    };
+    let (volume, entry) = created(scene().with_state(by_hand.clone()).decides().0);
+    assert!(volume.claim.is_some() && volume.reclaim_policy == ReclaimPolicy::Retain);
+    assert_eq!(entry.state, by_hand, "how far it has come is still known");
+    // Offered as it is at an admin's word, it is not clean.
+    let plan = scene().with_state(by_hand).with_pv(|_| {}).plan();
+    let states: Vec<_> = plan.records.iter().map(|entry| &entry.state).collect();
+    assert!(matches!(states[..], [State::Used { claim: Some(_), .. }]), "{states:?}");
 }
 
 #[test]
@@ -226,8 +255,35 @@ fn a_released_volume_is_wiped_unless_it_is_held() {
     undo.config.classes[0].wipe_after = Duration::from_secs(60);
     let wake_at = undo.plan().wake_at.expect("it is wiped later");
     assert_eq!(wake_at - undo.now, Duration::from_secs(60));
+    // Both by the clock, which may be wrong, and as long as this process has seen it.
     undo.clock += 60;
+    assert_eq!(undo.decides().0, None);
+    undo.memory.note_wanted(undo.plan().wanted, undo.now);
+    undo.now += Duration::from_secs(60);
     assert!(matches!(undo.decides().0, Some(Action::Reclaim(_))));
+    undo.clock -= 60;
+    assert_eq!(undo.decides().0, None);
+}
+
+#[test]
+fn a_released_pv_whose_claim_ref_was_changed_is_not_wiped_without_a_word() {
+    let uid = testing::owned_pv("a", "c").uid;
+    let used_by = |uid_of_claim: &str| State::Used {
+        pv: "pv".into(),
+        uid: uid.as_str().into(),
+        claim: Some(Claim { uid: uid_of_claim.into(), ..claim() }),
+    };
+    for (last, word, wiped) in
+        [("claim-uid", None, true), ("another", None, false), ("another", Some(Word::Wipe), true)]
+    {
+        let scene = scene().with_state(used_by(last)).with_pv(|owned| {
+            released(owned);
+            owned.word = word;
+        });
+        let (action, verdict) = scene.decides();
+        assert_eq!(matches!(action, Some(Action::Reclaim(_))), wiped, "{last}: {verdict}");
+        assert_eq!(verdict.detail.contains("claimRef"), !wiped, "{verdict}");
+    }
 }
 
 #[test]
@@ -247,8 +303,11 @@ fn a_mass_release_is_held_for_five_minutes() {
     let plan = scene.plan();
     assert_eq!(plan.actions, []);
     assert_eq!(plan.brake.map(|brake| (brake.released, brake.of)), Some((12, 12)));
-    assert_eq!(plan.wake_at.expect("it goes on later") - scene.now, Duration::from_secs(290));
+    assert_eq!(plan.wake_at.expect("it goes on later") - scene.now, Duration::from_secs(300));
+    scene.memory.note_mass_release(plan.mass_release, scene.now);
     scene.clock = 9_990 + 300;
+    assert_eq!(scene.plan().actions, [], "the clock may be wrong");
+    scene.now += Duration::from_secs(300);
     assert_eq!(scene.plan().actions.len(), 12);
     assert_eq!(scene.plan().brake, None);
 }
@@ -275,9 +334,13 @@ fn an_admins_word_counts_on_a_released_pv_only() {
         let bound = scene().with_pv(|owned| {
             owned.phase = Phase::Bound;
             owned.claim = Some(Box::new(claim()));
-            owned.word = Some(word);
+            owned.word = Some(word.clone());
         });
-        assert_eq!(bound.decides().0, None);
+        // One that keeps the data may be said before the claim is gone.
+        let action = bound.decides().0;
+        assert_eq!(matches!(action, Some(Action::DropWord(_))), word != Word::Keep, "{action:?}");
+        let available = scene().with_pv(|owned| owned.word = Some(word));
+        assert!(matches!(available.decides().0, Some(Action::DropWord(_))), "the next claim must not inherit it");
     }
     // A word to keep wins over the policy to delete.
     let kept = scene().with_pv(|owned| {
@@ -355,29 +418,20 @@ fn a_pv_follows_the_size_of_its_volume_upwards_only() {
 
 #[test]
 fn a_quarantined_volume_is_looked_into_and_never_wiped_unasked() {
-    let quarantined = |word: Option<Word>, was_looked_into: bool| {
-        let mut scene = scene().with_pv(|owned| {
-            released(owned);
-            owned.quarantined = true;
-            owned.reclaim_policy = ReclaimPolicy::Retain;
-            owned.word = word;
-        });
-        if was_looked_into {
-            let pv = testing::owned_pv("a", "c").name;
-            scene.memory.failed(&pv, Verdict::new(Reason::Quarantined, "not empty"), scene.now, 0.0);
-        }
-        scene.decides()
+    let quarantined = |word: Option<Word>| {
+        scene()
+            .with_pv(|owned| {
+                released(owned);
+                owned.quarantined = true;
+                owned.reclaim_policy = ReclaimPolicy::Retain;
+                owned.word = word;
+            })
+            .decides()
     };
-    let (action, verdict) = quarantined(None, false);
+    let (action, verdict) = quarantined(None);
     assert!(matches!(action, Some(Action::FreeIfBlank { .. })), "{action:?}");
     assert_eq!(verdict.reason, Reason::Quarantined);
-    let (action, verdict) = quarantined(None, true);
-    assert_eq!((action, verdict.detail.as_str()), (None, "not empty"));
-    // An admin's word does not wait for the next look into it.
-    for was_looked_into in [false, true] {
-        assert!(matches!(quarantined(Some(Word::Wipe), was_looked_into).0, Some(Action::Reclaim(_))));
-        assert!(matches!(quarantined(Some(Word::Keep), was_looked_into).0, Some(Action::Keep(_))));
-    }
+    assert!(matches!(quarantined(Some(Word::Wipe)).0, Some(Action::Reclaim(_))));
 }
 
 #[test]
@@ -395,4 +449,144 @@ fn two_names_for_one_volume_get_one_pv_and_are_not_wiped_with_two() {
     let plan = scene.plan();
     assert_eq!(plan.actions, []);
     assert!(plan.entries.iter().all(|entry| entry.verdict.reason == Reason::DuplicateOf));
+}
+
+#[test]
+fn what_is_quarantined_is_not_made_clean_by_a_create_that_fails() {
+    let before = |scene: Scene| match scene.decides().0 {
+        Some(Action::Create(creation)) => creation.before,
+        other => panic!("a PV is to be made, not {other:?}"),
+    };
+    assert_eq!(before(scene()), Some(State::AsFound));
+    assert_eq!(before(scene().with_state(State::Clean)), Some(State::AsFound), "no receipt says that it was wiped");
+    let offered = State::Offered { pv: "p".into(), uid: Some("u".into()), since: None };
+    for dirty in [used(), offered] {
+        assert_eq!(before(scene().with_state(dirty)), None);
+    }
+    let mut quarantine = scene();
+    quarantine.config.classes[0].dirty = crate::config::DirtyPolicy::Quarantine;
+    assert_eq!(before(quarantine), None);
+}
+
+#[test]
+fn a_new_disk_in_the_place_of_another_gets_an_entry_of_its_own() {
+    let first = created(scene().decides().0).1;
+    let mut scene = scene();
+    scene.ledger.insert(Entry { state: used(), ..first.clone() });
+    scene.findings = vec![finding("a", Ok(testing::disk(2, SIZE)))];
+    let second = created(scene.decides().0).1;
+    assert_ne!(first.id, second.id);
+    // Even under the same random bits and the same digest.
+    let mut third = Scene { ..scene };
+    third.ledger.insert(Entry { identity: testing::disk(3, SIZE).identity, ..second.clone() });
+    assert_ne!(created(third.decides().0).1.id, second.id);
+}
+
+#[test]
+fn a_volume_that_has_a_pv_under_another_name_gets_no_second_one() {
+    let mut scene = scene().with_pv(|_| {});
+    scene.findings = vec![finding("b", Ok(testing::disk(1, SIZE)))];
+    let plan = scene.plan();
+    assert_eq!(plan.actions, []);
+    let renamed = plan.entries.iter().find(|entry| entry.entry == "b").expect("it has a verdict");
+    assert_eq!(renamed.verdict.reason, Reason::DuplicateOf);
+    assert!(renamed.verdict.detail.contains("/h/c/a"), "{}", renamed.verdict);
+}
+
+#[test]
+fn a_claim_that_was_bound_to_another_pv_does_not_get_the_quarantined_one() {
+    let of = |pv: &str| State::Used { pv: pv.into(), uid: "u".into(), claim: Some(claim()) };
+    let name = testing::owned_pv("a", "c").name;
+    let (own, _) = created(scene().with_state(of(&name)).decides().0);
+    assert_eq!(own.claim, Some(claim()));
+    let (others, entry) = created(scene().with_state(of("local-pv-other")).decides().0);
+    assert!(others.claim.expect("nobody can claim it").is_nobody());
+    assert!(matches!(entry.state, State::Quarantined { claim: Some(_), .. }), "but it is remembered");
+}
+
+#[test]
+fn a_ledger_that_knows_nothing_learns_from_every_pv() {
+    let learned = |change: fn(&mut OwnedPv)| {
+        let mut records = scene().with_pv(change).plan().records;
+        assert!(records.len() <= 1, "{records:?}");
+        records.pop().map(|entry| entry.state)
+    };
+    let terminating = learned(|owned| {
+        owned.phase = Phase::Bound;
+        owned.claim = Some(Box::new(claim()));
+        owned.terminating = true;
+    });
+    assert!(matches!(terminating, Some(State::Used { claim: Some(_), .. })), "{terminating:?}");
+    let held = learned(|owned| {
+        released(owned);
+        owned.hold = true;
+    });
+    assert!(matches!(held, Some(State::Used { .. })), "{held:?}");
+    let fenced = learned(|owned| {
+        released(owned);
+        (owned.fenced, owned.terminating) = (true, true);
+    });
+    assert!(matches!(fenced, Some(State::Wiping { cursor: None, .. })), "{fenced:?}");
+    let quarantined = learned(|owned| {
+        released(owned);
+        owned.quarantined = true;
+        owned.reclaim_policy = ReclaimPolicy::Retain;
+    });
+    assert!(matches!(quarantined, Some(State::Quarantined { .. })), "{quarantined:?}");
+    assert_eq!(learned(|owned| owned.terminating = true), None, "nobody has it");
+}
+
+#[test]
+fn what_the_ledger_says_settles() {
+    for change in [(|_| {}) as fn(&mut OwnedPv), released, |owned| owned.phase = Phase::Bound] {
+        let mut scene = scene().with_pv(change);
+        for entry in scene.plan().records {
+            scene.ledger.insert(entry);
+        }
+        assert_eq!(scene.plan().records, [], "what was noted is not noted again");
+    }
+}
+
+#[test]
+fn a_disk_that_was_accepted_leaves_the_entry_of_the_former_one() {
+    let mut scene = scene().with_state(used()).with_pv(|owned| {
+        owned.phase = Phase::Bound;
+        owned.claim = Some(Box::new(claim()));
+        owned.identity = Some(testing::disk(2, SIZE).identity);
+    });
+    scene.findings = vec![finding("a", Ok(testing::disk(2, SIZE)))];
+    let records = scene.plan().records;
+    let [entry] = &records[..] else { panic!("one entry: {records:?}") };
+    assert_ne!(entry.id, EntryId(9), "that of the former disk stays");
+    assert_eq!(entry.identity, testing::disk(2, SIZE).identity);
+}
+
+#[test]
+fn an_identity_that_cannot_be_read_is_none_that_was_never_recorded() {
+    let garbled = |accepted: Option<Box<str>>| {
+        scene()
+            .with_pv(|owned| {
+                released(owned);
+                (owned.identity, owned.garbled, owned.accepted) = (None, true, accepted);
+            })
+            .decides()
+    };
+    let (action, verdict) = garbled(None);
+    assert_eq!((action, verdict.reason), (None, Reason::IdentityChanged));
+    assert!(matches!(garbled(Some(testing::disk(1, SIZE).identity.digest().into())).0, Some(Action::Adopt(_))));
+}
+
+#[test]
+fn copies_of_one_filesystem_that_can_not_be_told_apart_are_not_wiped() {
+    let copy = |minor| {
+        let Identity::Mount(mount) = (*testing::mount(minor, SIZE).identity).clone() else { unreachable!("a mount") };
+        Sighting::new(Identity::Mount(crate::identity::MountIdentity { uuid: Some("u".into()), ..mount }), SIZE)
+    };
+    let mut scene = scene().with_pv(|owned| {
+        released(owned);
+        owned.identity = Some(copy(1).identity);
+    });
+    scene.findings = vec![finding("a", Ok(copy(1))), finding("b", Ok(copy(2)))];
+    let (action, verdict) = scene.decides();
+    assert_eq!((action, verdict.reason), (None, Reason::DuplicateOf));
 }

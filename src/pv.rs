@@ -1,9 +1,10 @@
 //! A volume as a PersistentVolume, and back: the only place that knows where each
 //! fact stands in the API object, and the answer to "is it ours?".
 
+mod owned;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     LocalVolumeSource, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectReference, PersistentVolume,
@@ -17,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Class, Config};
 use crate::identity::Identity;
 use crate::volume::{AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode, fnv1a_64};
+
+pub use owned::{Decoded, ForeignPath, OwnedPv, Phase, Seen, Word, is_held, sort};
 
 /// Says which provisioner made a PV (Kubernetes well-known annotation).
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
@@ -94,136 +97,18 @@ pub struct Claim {
     pub uid: Box<str>,
 }
 
+impl Claim {
+    /// Whether it is the one that does not exist, by which we keep a PV from being claimed.
+    #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        *self.uid == *NOBODY
+    }
+}
+
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
     }
-}
-
-/// What an admin wants of a Released volume: the value of [`RECLAIM`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Word {
-    /// Wipe it, whatever its reclaim policy.
-    Wipe,
-    /// Offer it again with the data on it.
-    Keep,
-    /// Remove its PV and never offer the volume again.
-    Retire,
-    /// None of these.
-    Unknown(Box<str>),
-}
-
-impl Word {
-    fn parse(text: &str) -> Self {
-        match text {
-            "wipe" => Self::Wipe,
-            "keep" => Self::Keep,
-            "retire" => Self::Retire,
-            other => Self::Unknown(other.into()),
-        }
-    }
-}
-
-/// `status.phase` of a PV.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Just made.
-    Pending,
-    /// Free to be claimed.
-    Available,
-    /// Claimed.
-    Bound,
-    /// Its claim is gone.
-    Released,
-    /// Reclaiming failed.
-    Failed,
-}
-
-/// A PV of ours as the API server has it, no more of it than decisions need: there
-/// may be thousands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnedPv {
-    /// `metadata.name`.
-    pub name: String,
-    /// `spec.storageClassName`.
-    pub class: String,
-    /// `spec.local.path`.
-    pub path: String,
-    /// `spec.persistentVolumeReclaimPolicy`.
-    pub reclaim_policy: ReclaimPolicy,
-    /// Whether it has the label by which the watch of this node's PVs finds it.
-    pub labelled: bool,
-    /// `metadata.uid`.
-    pub uid: String,
-    /// `metadata.resourceVersion`.
-    pub resource_version: String,
-    /// `status.phase`.
-    pub phase: Phase,
-    /// `status.lastPhaseTransitionTime`, in seconds since 1970.
-    pub since: Option<i64>,
-    /// `spec.claimRef`.
-    pub claim: Option<Box<Claim>>,
-    /// `spec.capacity.storage`.
-    pub capacity: Option<Capacity>,
-    /// The identity that was recorded in it.
-    pub identity: Option<Arc<Identity>>,
-    /// The ledger's entry of its volume ([`LEDGER_ENTRY`]).
-    pub entry: Option<u128>,
-    /// What an admin wants of it.
-    pub word: Option<Word>,
-    /// Whether an admin holds its wipe.
-    pub hold: bool,
-    /// The digest that an admin accepts.
-    pub accepted: Option<Box<str>>,
-    /// The UID of the claim whose data may be wiped ([`RECLAIMING`]).
-    pub reclaiming: Option<Box<str>>,
-    /// Whether we made it to keep the volume from being claimed.
-    pub quarantined: bool,
-    /// Whether `metadata.deletionTimestamp` is set.
-    pub terminating: bool,
-    /// Whether our finalizer [`WIPE_FINALIZER`] is on it.
-    pub fenced: bool,
-    /// Whether no finalizer is left; with `terminating`, the object is as good as gone.
-    pub free_of_finalizers: bool,
-}
-
-/// A PV as it was when an action was decided on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
-    /// Its resource version.
-    pub version: String,
-}
-
-impl Seen {
-    /// The PV as it is.
-    #[must_use]
-    pub fn of(owned: &OwnedPv) -> Self {
-        Self { name: owned.name.clone(), uid: owned.uid.clone(), version: owned.resource_version.clone() }
-    }
-}
-
-/// A PV that names a path of this node and is not ours.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForeignPath {
-    /// Its name.
-    pub pv: String,
-    /// The path that it occupies.
-    pub path: String,
-}
-
-/// A PV from a list or watch, sorted by whose it is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Decoded {
-    /// Ours, to publish and reclaim.
-    Owned(Box<OwnedPv>),
-    /// Somebody else's, on this node.
-    Foreign(ForeignPath),
-    /// Of no interest here.
-    Elsewhere,
 }
 
 /// The name by which the Go provisioner and we sign PVs.
@@ -313,8 +198,12 @@ pub fn identity_text(identity: &Identity) -> String {
 
 impl Volume {
     /// Makes a PV of it that shows as Released and that nobody can claim: for a volume
-    /// that may hold the data of `claim`, or of one that is not known. Unless it is to be
+    /// that may hold the data of a claim, or of one that is not known. Unless it is to be
     /// wiped at once, its policy is Retain.
+    ///
+    /// `claim` is one that was bound to a PV of this very name: it gets its volume back, if
+    /// it still lives. To one that is bound elsewhere the controller-manager would not
+    /// leave the PV, but make it Available (`syncVolume`).
     #[must_use]
     pub fn quarantined(mut self, claim: Option<&Claim>, why: &str, wipe: bool) -> Self {
         // A claim with this UID does not exist, so the controller-manager shows the PV as
@@ -418,101 +307,4 @@ pub fn claim(pv: &PersistentVolume) -> Option<Claim> {
 #[must_use]
 pub fn annotation<'p>(pv: &'p PersistentVolume, key: &str) -> Option<&'p str> {
     pv.metadata.annotations.as_ref()?.get(key).map(String::as_str)
-}
-
-/// Whether annotations hold up wipes. Any value but `false` does: a typing error must
-/// not destroy anything.
-#[must_use]
-pub fn is_held(annotations: Option<&BTreeMap<String, String>>) -> bool {
-    annotations.and_then(|annotations| annotations.get(HOLD)).is_some_and(|value| value != "false")
-}
-
-/// Whose PV is this? Ours only when the annotation says exactly so; the path is
-/// judged later, by [`Config`], before anything is done to the volume.
-#[must_use]
-pub fn sort(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -> Decoded {
-    let Some(local) = pv.spec.as_ref().and_then(|spec| spec.local.as_ref()) else { return Decoded::Elsewhere };
-    if is_signed_by_us(pv, node, use_node_name_only) {
-        return owned(pv, local, node).map_or(Decoded::Elsewhere, |owned| Decoded::Owned(Box::new(owned)));
-    }
-    if names_this_node(pv, node) {
-        return Decoded::Foreign(ForeignPath {
-            pv: pv.metadata.name.clone().unwrap_or_default(),
-            path: local.path.clone(),
-        });
-    }
-    Decoded::Elsewhere
-}
-
-fn label<'p>(pv: &'p PersistentVolume, key: &str) -> Option<&'p String> {
-    pv.metadata.labels.as_ref()?.get(key)
-}
-
-fn is_signed_by_us(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -> bool {
-    let annotations = pv.metadata.annotations.as_ref();
-    let Some(signature) = annotations.and_then(|annotations| annotations.get(PROVISIONED_BY)) else { return false };
-    let ours = provisioner_name(node, use_node_name_only);
-    // With useNodeNameOnly, PVs from before that setting: signed with some UID of a
-    // node of this name, and carrying its host name as a label.
-    let signed_with_uid = use_node_name_only
-        && signature.strip_prefix(&ours).is_some_and(|rest| rest.starts_with('-'))
-        && label(pv, HOSTNAME_LABEL).is_some_and(|name| *name == node.name);
-    *signature == ours || signed_with_uid
-}
-
-fn owned(pv: &PersistentVolume, local: &LocalVolumeSource, node: &NodeFacts) -> Option<OwnedPv> {
-    let (metadata, spec) = (&pv.metadata, pv.spec.as_ref()?);
-    let finalizers = metadata.finalizers.as_deref().unwrap_or_default();
-    Some(OwnedPv {
-        name: metadata.name.clone()?,
-        class: spec.storage_class_name.clone().unwrap_or_default(),
-        path: local.path.clone(),
-        // The API server's default for PVs is to keep the data.
-        reclaim_policy: ReclaimPolicy::parse(spec.persistent_volume_reclaim_policy.as_deref().unwrap_or("Retain")),
-        labelled: label(pv, NODE_LABEL).is_some_and(|value| *value == node_label_value(&node.name)),
-        uid: metadata.uid.clone()?,
-        resource_version: metadata.resource_version.clone()?,
-        phase: match pv.status.as_ref().and_then(|status| status.phase.as_deref()) {
-            Some("Available") => Phase::Available,
-            Some("Bound") => Phase::Bound,
-            Some("Released") => Phase::Released,
-            Some("Failed") => Phase::Failed,
-            _ => Phase::Pending,
-        },
-        since: pv
-            .status
-            .as_ref()
-            .and_then(|status| status.last_phase_transition_time.as_ref())
-            .map(|time| time.0.as_second()),
-        claim: claim(pv).map(Box::new),
-        capacity: spec.capacity.as_ref().and_then(|capacity| Capacity::parse(&capacity.get("storage")?.0)),
-        identity: annotation(pv, IDENTITY).and_then(|text| serde_json::from_str(text).ok()).map(Arc::new),
-        entry: annotation(pv, LEDGER_ENTRY).and_then(|text| u128::from_str_radix(text, 16).ok()),
-        word: annotation(pv, RECLAIM).map(Word::parse),
-        hold: is_held(metadata.annotations.as_ref()),
-        accepted: annotation(pv, ACCEPT_IDENTITY).map(Into::into),
-        reclaiming: annotation(pv, RECLAIMING).map(Into::into),
-        quarantined: annotation(pv, QUARANTINED).is_some(),
-        terminating: metadata.deletion_timestamp.is_some(),
-        fenced: finalizers.iter().any(|finalizer| finalizer == WIPE_FINALIZER),
-        free_of_finalizers: finalizers.is_empty(),
-    })
-}
-
-/// Whether the PV's node affinity admits this node by its host name label.
-fn names_this_node(pv: &PersistentVolume, node: &NodeFacts) -> bool {
-    let terms = pv
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.node_affinity.as_ref())
-        .and_then(|affinity| affinity.required.as_ref())
-        .map(|required| required.node_selector_terms.as_slice())
-        .unwrap_or_default();
-    terms.iter().any(|term| {
-        term.match_expressions.iter().flatten().any(|requirement| {
-            requirement.key == HOSTNAME_LABEL
-                && requirement.operator == "In"
-                && requirement.values.iter().flatten().any(|value| *value == node.hostname)
-        })
-    })
 }

@@ -69,13 +69,17 @@ impl Unclaimed {
 
 /// Whether the volume of a PV is to be wiped: its claim is gone, and its policy says so,
 /// or an admin does, or did so for this claim before a restart.
+///
+/// The controller-manager shows a PV as Released only with the UID of a claim that is gone.
+/// Without one, an admin has taken `claimRef` away or reserved the PV for another claim,
+/// and the phase is about to change.
 #[must_use]
 pub fn is_wanted(pv: &OwnedPv) -> bool {
-    let claim = pv.claim.as_ref().map(|claim| claim.uid.as_ref());
+    let claim = pv.claim.as_ref().map(|claim| claim.uid.as_ref()).filter(|uid| !uid.is_empty());
     let decided = pv.reclaiming.is_some() && pv.reclaiming.as_deref() == claim;
     let asked = pv.word == Some(Word::Wipe);
     let by_policy = pv.reclaim_policy == ReclaimPolicy::Delete && pv.word.is_none();
-    pv.phase == Phase::Released && (by_policy || asked || decided)
+    pv.phase == Phase::Released && claim.is_some() && (by_policy || asked || decided)
 }
 
 /// Decides the next step. `uid` is the PV that the reclaim began with, `verified`
@@ -86,6 +90,8 @@ pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
     let wanted = is_wanted(pv);
     match (pv.fenced, pv.terminating) {
         (true, true) if verified => Step::Remove,
+        // An admin holds it; nothing is begun, and nothing goes on.
+        _ if pv.hold => Step::LeaveAlone,
         // A claim that names the PV can be bound to it even now, by whoever edits claimRef.
         (true, true) if pv.phase == Phase::Bound => Step::LeaveAlone,
         (true, true) => Step::Wipe(Fence { pv: pv.name.clone(), uid: pv.uid.clone() }),
@@ -99,10 +105,15 @@ pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pv::Claim;
     use crate::testing::owned_pv;
 
     fn pv(phase: Phase, fenced: bool, terminating: bool) -> OwnedPv {
-        OwnedPv { phase, fenced, terminating, ..owned_pv("a", "c") }
+        OwnedPv { phase, fenced, terminating, claim: claim("claim-uid"), ..owned_pv("a", "c") }
+    }
+
+    fn claim(uid: &str) -> Option<Box<Claim>> {
+        Some(Box::new(Claim { namespace: "tenant".into(), name: "data".into(), uid: uid.into() }))
     }
 
     #[test]
@@ -144,6 +155,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pv_that_was_taken_back_a_moment_ago_and_still_looks_released_is_let_go() {
+        for claim in [None, claim("")] {
+            let now = OwnedPv { claim: claim.clone(), ..pv(Phase::Released, true, false) };
+            assert_eq!(next_step(Some(&now), &now.uid, false), Step::Unfence);
+            let now = OwnedPv { claim, word: Some(Word::Wipe), ..pv(Phase::Released, false, false) };
+            assert_eq!(next_step(Some(&now), &now.uid, false), Step::LeaveAlone);
+        }
+    }
+
+    #[test]
     fn a_pv_with_another_uid_or_policy_is_not_ours_to_wipe() {
         let now = pv(Phase::Released, true, true);
         assert_eq!(next_step(Some(&now), "another", false), Step::Gone);
@@ -151,5 +172,36 @@ mod tests {
         let mut retained = pv(Phase::Released, false, false);
         retained.reclaim_policy = ReclaimPolicy::Retain;
         assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::LeaveAlone);
+    }
+
+    #[test]
+    fn a_pv_whose_claim_was_taken_off_is_not_wiped_even_if_it_still_shows_as_released() {
+        let mut kept = pv(Phase::Released, false, false);
+        kept.claim = None;
+        assert!(!is_wanted(&kept));
+        let mut reserved = pv(Phase::Released, false, false);
+        reserved.claim.as_mut().expect("it has one").uid = "".into();
+        assert!(!is_wanted(&reserved));
+        assert_eq!(next_step(Some(&kept), &kept.uid, false), Step::LeaveAlone);
+    }
+
+    #[test]
+    fn nothing_is_begun_or_goes_on_while_it_is_held_but_what_is_done_is_ended() {
+        for (fenced, terminating) in [(false, false), (true, false), (true, true)] {
+            let held = OwnedPv { hold: true, ..pv(Phase::Released, fenced, terminating) };
+            assert_eq!(next_step(Some(&held), &held.uid, false), Step::LeaveAlone);
+        }
+        let held = OwnedPv { hold: true, ..pv(Phase::Released, true, true) };
+        assert_eq!(next_step(Some(&held), &held.uid, true), Step::Remove);
+    }
+
+    #[test]
+    fn what_was_decided_for_one_claim_does_not_hold_for_the_next() {
+        let mut retained = pv(Phase::Released, true, false);
+        retained.reclaim_policy = ReclaimPolicy::Retain;
+        retained.reclaiming = Some("claim-uid".into());
+        assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::Delete);
+        retained.reclaiming = Some("another".into());
+        assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::Unfence);
     }
 }

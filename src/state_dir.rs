@@ -1,188 +1,186 @@
-//! The state directory: the ledger's entries as files on the host, one each, and the lock
-//! that keeps a second agent of this node from acting at the same time. Everything in it
-//! is reached through the one open directory; nothing is followed out of it.
+//! The state directory: the ledger's entries as files, one each, changed so that a
+//! crash at any moment leaves the old one or the new one. One agent a node has it at a
+//! time. All work on its files is done by one thread, to which [`StateDir`] is the way.
 
-mod writer;
+mod answer;
+mod batch;
+mod home;
+mod load;
+mod thread;
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Sender};
 
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use tracing::{debug, warn};
+use tokio::sync::oneshot;
 
 use crate::ledger::file::{self, FileError};
 use crate::ledger::{Entry, EntryId, Ledger};
+use home::Home;
+use thread::Request;
 
-pub use writer::{SaveError, Writer};
+pub use answer::Answer;
+pub use home::EntryLock;
 
-/// Held for as long as the agent lives.
-const LOCK: &str = "lock";
-/// The end of an entry's file name.
-const ENTRY: &str = ".json";
-/// The end of the name of a file that is being written.
-const TEMPORARY: &str = ".json.tmp";
-/// A larger file is none of ours.
-const MAX_FILE: u64 = 1 << 20;
+/// An open state directory. Clones are of the same one; when the last is gone, what was
+/// asked for is still done, then the lock is released.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    requests: Sender<Request>,
+}
 
-/// Why the state directory can't be used.
-#[derive(Debug, thiserror::Error)]
+/// Why something could not be done with the state directory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateDirError {
-    /// Another agent has it.
-    #[error("another mooring agent runs on this node and has it locked: stop that one")]
-    Locked,
-    /// A newer agent wrote into it.
-    #[error("{name}: {error}")]
+    /// It does not exist.
+    #[error("there is no state directory {0}: make it, or name another")]
+    Missing(PathBuf),
+    /// Others could forge what it says.
+    #[error(
+        "the state directory {path} belongs to user {owner} and has mode {mode:o}: it must belong to the agent's \
+             own user, and only that one may write to it (chown root, chmod 700)"
+    )]
+    Exposed {
+        /// Where it is.
+        path: PathBuf,
+        /// The user that it belongs to.
+        owner: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Two agents would wipe and publish the same volumes.
+    #[error("another mooring agent runs on this node ({holder}; it has locked {lock}): stop it")]
+    Locked {
+        /// The lock file.
+        lock: PathBuf,
+        /// What the other agent says of itself.
+        holder: String,
+    },
+    /// A file in it is of a newer program.
+    #[error("{file} can't be used: {error}")]
     Newer {
-        /// Name of the file.
-        name: String,
-        /// What is wrong with it.
+        /// The file.
+        file: PathBuf,
+        /// Why.
         error: FileError,
     },
-    /// The kernel refused.
-    #[error("{step}: {source}; give the agent a directory on the host that it may write")]
+    /// What is at the path is not the directory that was opened.
+    #[error(
+        "the state directory {0} was removed or replaced while it was in use, so what is written to it would be lost: \
+         put it back, or write all entries anew"
+    )]
+    Replaced(PathBuf),
+    /// Somebody else is at work on the volume of the entry.
+    #[error("another process is at work on this volume (it has locked {0}): wait for it, or stop it")]
+    EntryBusy(PathBuf),
+    /// The kernel refused a step.
+    #[error("{step} {path}: {}{}", std::io::Error::from(*.errno), remedy(*.errno))]
     Io {
         /// What was being done.
         step: &'static str,
+        /// With which file.
+        path: PathBuf,
         /// The kernel's answer.
-        source: io::Error,
+        errno: Errno,
     },
+    /// It was closed, or its thread has ended in a panic.
+    #[error("the state directory is closed, nothing more is written to it")]
+    Closed,
 }
 
-impl StateDirError {
-    fn io(step: &'static str) -> impl Fn(Errno) -> Self {
-        move |errno| Self::Io { step, source: errno.into() }
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOSPC | Errno::DQUOT => "; make room there",
+        Errno::ROFS => "; mount it for writing",
+        Errno::IO => "; look for errors of this disk in the kernel's log",
+        Errno::ACCESS | Errno::PERM => "; let the agent run as the directory's owner",
+        _ => "",
     }
-}
-
-/// The open and locked directory.
-#[derive(Debug)]
-pub struct StateDir {
-    directory: OwnedFd,
-    path: std::path::PathBuf,
-    _lock: OwnedFd,
 }
 
 impl StateDir {
-    /// Opens the directory (`create`: makes it, if it is missing), locks it, and reads the
-    /// ledger. A file that can't be read is left as it is, named in a warning, and counted
-    /// as lost.
+    /// Opens the state directory for the one agent of this node and reads the ledger.
+    /// With `create`, makes the directory (not those above it) if there is none. Blocks.
+    /// Files that are no entries are left as they are, warned of and counted as lost.
     ///
     /// # Errors
-    /// When it can't be opened, another agent has it, or a newer one wrote into it.
+    /// It is missing or exposed to others, another agent has it, it holds an entry of
+    /// a newer program, or the kernel refuses.
     pub fn open(path: &Path, create: bool) -> Result<(Self, Ledger), StateDirError> {
-        let directory = open_directory(path, create)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let lock = rustix::fs::openat(&directory, LOCK, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(StateDirError::io("opening its lock"))?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(StateDirError::Locked),
-            Err(errno) => return Err(StateDirError::io("locking it")(errno)),
+        if create {
+            home::create(path)?;
         }
-        let ledger = read_all(&directory)?;
-        Ok((Self { directory, path: path.to_owned(), _lock: lock }, ledger))
+        let mut home = Home::open(path)?;
+        home.lock_node()?;
+        home.remove_leftovers()?;
+        Self::start(home)
     }
 
-    /// Starts the thread that writes. It keeps the lock until the process ends.
+    /// Opens the state directory while an agent may have it, for a command that locks
+    /// the one entry that it changes. Blocks.
     ///
     /// # Errors
-    /// When no thread is to be had.
-    pub fn into_writer(self) -> io::Result<Writer> {
-        Writer::start(self)
+    /// As [`StateDir::open`], but for the other agent.
+    pub fn open_beside_agent(path: &Path) -> Result<(Self, Ledger), StateDirError> {
+        Self::start(Home::open(path)?)
     }
-}
 
-/// Reads the ledger of a directory that an agent may have locked, to look at only.
-///
-/// # Errors
-/// As [`StateDir::open`].
-pub fn look(path: &Path) -> Result<Ledger, StateDirError> {
-    read_all(&open_directory(path, false)?)
-}
-
-fn open_directory(path: &Path, create: bool) -> Result<OwnedFd, StateDirError> {
-    if create {
-        let private = Mode::RWXU;
-        match rustix::fs::mkdir(path, private) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(StateDirError::io("making it")(errno)),
-        }
+    fn start(home: Home) -> Result<(Self, Ledger), StateDirError> {
+        let (ledger, seen) = load::load(&home)?;
+        let path = home.path.clone();
+        let (requests, received) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("ledger".to_owned())
+            .spawn(move || thread::serve(home, seen, &received))
+            .map_err(|error| {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+                StateDirError::Io { step: "starting the thread for", path, errno }
+            })?;
+        Ok((Self { requests }, ledger))
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(StateDirError::io("opening it"))
-}
 
-fn read_all(directory: &OwnedFd) -> Result<Ledger, StateDirError> {
-    let mut entries = Vec::new();
-    let mut lost = 0;
-    for listed in Dir::read_from(directory).map_err(StateDirError::io("listing it"))? {
-        let listed = listed.map_err(StateDirError::io("listing it"))?;
-        let Ok(name) = listed.file_name().to_str() else { continue };
-        if let Some(id) = name.strip_suffix(TEMPORARY).and_then(id) {
-            // Left by a crash; the file of that name, if any, is whole.
-            debug!(entry = %id, "Removing a file of an interrupted write");
-            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
-            continue;
-        }
-        let Some(id) = name.strip_suffix(ENTRY).and_then(id) else { continue };
-        match read(directory, name) {
-            Ok(entry) if entry.id == id => entries.push(entry),
-            Ok(_) => {
-                lost += 1;
-                warn!(file = name, problem = "it is about another entry than its name says", "{UNREADABLE}");
-            }
-            Err(error @ FileError::Newer(_)) => return Err(StateDirError::Newer { name: name.to_owned(), error }),
-            Err(FileError::Garbage(problem)) => {
-                lost += 1;
-                warn!(file = name, problem, "{UNREADABLE}");
-            }
-        }
+    /// Makes the entry durable. What is asked for while the disk is busy is written
+    /// together. When it fails, the file is as it was; only when the directory itself can't
+    /// be synced, the next boot may find either. Any later save begins anew.
+    pub fn save(&self, entry: &Entry) -> Answer<()> {
+        self.ask(|done| Request::Save { id: entry.id, text: file::write(entry), done })
     }
-    Ok(Ledger::new(entries, lost))
-}
 
-const UNREADABLE: &str = "An entry of the ledger can't be read: until the file is removed, volumes that have not been \
-                          seen before are kept from being claimed";
-
-fn id(stem: &str) -> Option<EntryId> {
-    EntryId::try_from(stem.to_owned()).ok()
-}
-
-fn read(directory: &OwnedFd, name: &str) -> Result<Entry, FileError> {
-    let garbage = |error: io::Error| FileError::Garbage(error.to_string());
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(directory, name, flags, Mode::empty()).map_err(|errno| garbage(errno.into()))?;
-    let size = rustix::fs::fstat(&fd).map_err(|errno| garbage(errno.into()))?.st_size;
-    if u64::try_from(size).is_ok_and(|size| size > MAX_FILE) {
-        return Err(FileError::Garbage(format!("it has {size} bytes")));
+    /// Writes all entries anew: the way back after [`StateDirError::Replaced`]. Makes,
+    /// opens and locks the directory again if need be; what others have put into it stays.
+    pub fn rewrite_all<'a>(&self, entries: impl IntoIterator<Item = &'a Entry>) -> Answer<()> {
+        let entries = entries.into_iter().map(|entry| (entry.id, file::write(entry))).collect();
+        self.ask(|done| Request::RewriteAll { entries, done })
     }
-    let mut text = Vec::new();
-    io::Read::read_to_end(&mut std::fs::File::from(fd), &mut text).map_err(garbage)?;
-    file::read(&text)
-}
 
-/// Replaces an entry's file, up to and without making the new name durable.
-fn write(directory: impl AsFd, entry: &Entry) -> io::Result<()> {
-    let temporary = format!("{}{TEMPORARY}", entry.id);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(&directory, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)?;
-    let written = write_text(fd, &file::write(entry))
-        .and_then(|()| Ok(rustix::fs::renameat(&directory, temporary.as_str(), &directory, name(entry).as_str())?));
-    if written.is_err() {
-        // What is half written is of no use, and takes the room that may be missing.
-        let _ = rustix::fs::unlinkat(&directory, temporary.as_str(), AtFlags::empty());
+    /// The entries that others have written since they were last read or written through
+    /// this value. Left out is one whose volume somebody is at work on: it will change
+    /// again.
+    pub fn changed(&self) -> Answer<Vec<Entry>> {
+        self.ask(|done| Request::Changed { done })
     }
-    written
-}
 
-fn write_text(fd: OwnedFd, text: &[u8]) -> io::Result<()> {
-    let mut file = std::fs::File::from(fd);
-    io::Write::write_all(&mut file, text)?;
-    file.sync_data()
-}
+    /// Reads all entries again.
+    pub fn read(&self) -> Answer<Ledger> {
+        self.ask(|done| Request::Read { done })
+    }
 
-fn name(entry: &Entry) -> String {
-    format!("{}{ENTRY}", entry.id)
+    /// Keeps other processes, and other callers in this one, from the volume of the entry
+    /// until the lock is dropped. Does not wait for them.
+    pub fn lock_entry(&self, id: EntryId) -> Answer<EntryLock> {
+        self.ask(|done| Request::LockEntry { id, done })
+    }
+
+    /// Ends it for all clones: the answer comes when what was asked for before is done
+    /// and the lock is released.
+    pub fn close(&self) -> Answer<()> {
+        self.ask(|done| Request::Close { done })
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(thread::Done<T>) -> Request) -> Answer<T> {
+        let (done, answer) = oneshot::channel();
+        // When the thread has ended, the answer says so.
+        let _ = self.requests.send(request(done));
+        Answer(answer)
+    }
 }

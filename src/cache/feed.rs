@@ -109,7 +109,7 @@ pub async fn persistent_volumes(client: Client, node: NodeFacts, use_node_name_o
             }
             Watch::InitApply(pv) => {
                 listed.insert(pv.name_any());
-                Event::Pv(pv::sort(&pv, &node, use_node_name_only))
+                Event::PvListed(pv::sort(&pv, &node, use_node_name_only))
             }
             Watch::Apply(pv) => Event::Pv(pv::sort(&pv, &node, use_node_name_only)),
             Watch::Delete(pv) => {

@@ -12,15 +12,16 @@ use tokio::sync::{oneshot, watch};
 use tracing::info;
 
 use super::scribe::Scribe;
+use super::turns::Place;
 use crate::cluster::{ApiError, Cluster};
 use crate::deleter::{self, Control, Offerable, Warrant, WipeError};
-use crate::events::Events;
+use crate::events::{self, About, Event, Events};
 use crate::ledger::{Entry, State};
 use crate::metrics::Metrics;
 use crate::plan::{Action, Adoption, Creation, Target};
 use crate::pv::{self, Decoded, OwnedPv, Seen};
 use crate::reclaim::Unclaimed;
-use crate::state_dir::SaveError;
+use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
 
 /// How long a volume has to be looked at before it is offered.
@@ -45,6 +46,8 @@ pub struct Done {
     pub pv: String,
     /// What is known now.
     pub ended: Ended,
+    /// Whether its volume was wiped.
+    pub wiped: bool,
 }
 
 /// What is known of a PV after a task.
@@ -56,7 +59,7 @@ pub enum Ended {
     /// A call to the API server failed.
     Api(ApiError),
     /// The ledger could not be written, and nothing else was done.
-    Ledger(SaveError),
+    Ledger(StateDirError),
     /// Its volume was not wiped.
     NotWiped(WipeError),
     /// The agent is stopping.
@@ -93,6 +96,20 @@ impl Tools {
                 }
                 self.or_look(&pv, grown.map(Some)).await.into()
             }
+            Action::DropWord(seen) => {
+                let dropped = self.cluster.drop_word(&seen).await;
+                if dropped.is_ok() {
+                    info!(pv, "The annotation mooring.dev/reclaim is taken off: it counts only on a Released PV");
+                    let note = "the annotation mooring.dev/reclaim counts only once the claim is gone; it was taken off, or \
+                                the next claim would inherit it. Set it again when the PV is Released";
+                    self.events.send(Event::warning(
+                        About::Pv(pv.clone(), seen.uid.clone()),
+                        events::WORD_IGNORED,
+                        note,
+                    ));
+                }
+                self.or_look(&pv, dropped.map(Some)).await.into()
+            }
             Action::Keep(seen) => {
                 let kept = self.cluster.keep(&seen).await;
                 if kept.is_ok() {
@@ -109,43 +126,57 @@ impl Tools {
                 }
                 Err(error) => Ended::Ledger(error),
             },
-            Action::FreeIfBlank { pv: seen, target } => self.free_if_blank(seen, *target).await,
-            Action::Reclaim(_) => unreachable!("a reclaim is more than one call"),
+            Action::FreeIfBlank { .. } | Action::Reclaim(_) => unreachable!("these are more than a call or two"),
         };
-        Done { pv, ended }
+        Done { pv, ended, wiped: false }
     }
 
     /// The ledger first, then the PV: a volume that somebody may use is never unknown.
     async fn create(&self, creation: Creation) -> Ended {
-        let Creation { mut volume, target } = creation;
+        let Creation { mut volume, target, before } = creation;
         let mut entry = (*target.record).clone();
+        let mut held = None;
         // What is made to be quarantined or wiped is looked at by then.
         if volume.claim.is_none() {
-            match self.look_before(target).await {
-                Ok(Offerable { mark: Some(mark), .. }) => {
-                    let why = format!(
-                        "it carries the mark {mark} of a wipe that has not ended and that the ledger does not know"
-                    );
-                    entry.state = State::Quarantined { reason: why.as_str().into(), claim: None };
-                    volume = volume.quarantined(None, &why, false);
-                }
-                Ok(Offerable { root: Some(root), .. }) if entry.root.is_none() => {
-                    let root = serde_json::to_string(&root).expect("the facts of a directory are plain data");
-                    volume.annotations.insert(pv::ROOT.to_owned(), root.clone());
-                    entry.root = Some(root.into());
-                }
-                Ok(_) => {}
+            let seen = match self.look_before(target).await {
+                Ok(seen) => seen,
                 Err(ended) => return ended,
+            };
+            if let Some(mark) = seen.mark {
+                let why = format!(
+                    "it carries the mark {mark} of a wipe that has not ended and that the ledger does not know"
+                );
+                entry.state =
+                    State::Quarantined { reason: why.as_str().into(), pv: volume.name.as_str().into(), claim: None };
+                volume = volume.quarantined(None, &why, false);
+            } else if let Some(root) = seen.root.as_ref().filter(|_| entry.root.is_none()) {
+                let root = serde_json::to_string(root).expect("the facts of a directory are plain data");
+                volume.annotations.insert(pv::ROOT.to_owned(), root.clone());
+                entry.root = Some(root.into());
             }
+            held = Some(seen);
         }
-        if let Err(error) = self.scribe.record(entry).await {
+        if let Err(error) = self.scribe.record(entry.clone()).await {
             return Ended::Ledger(error);
         }
-        match self.cluster.create(&volume).await {
+        // A wipe by hand takes the volume first, and then looks into the ledger.
+        drop(held);
+        let error = match self.cluster.create(&volume).await {
+            Ok(created) => return Ended::Is(Box::new(created)),
             // Made by a call that had no answer, or somebody else's: look.
-            Err(ApiError::AlreadyExists) => self.cluster.get(&volume.name).await.into(),
-            Err(ApiError::NotFound) => Ended::Api(ApiError::Rejected("not found, though it was to be made".to_owned())),
-            created => created.map(Some).into(),
+            Err(ApiError::AlreadyExists) => return self.cluster.get(&volume.name).await.into(),
+            // Whether it was made is open: the ledger goes on saying that it may be.
+            Err(error @ ApiError::Unknown(_)) => return Ended::Api(error),
+            Err(ApiError::NotFound) => ApiError::Rejected("not found, though it was to be made".to_owned()),
+            Err(error) => error,
+        };
+        // What was found to be marked meanwhile stays quarantined.
+        let Some(state) = before.filter(|_| matches!(entry.state, State::Offered { .. })) else {
+            return Ended::Api(error);
+        };
+        match self.scribe.record(Entry { state, ..entry }).await {
+            Ok(()) => Ended::Api(error),
+            Err(unwritten) => Ended::Ledger(unwritten),
         }
     }
 
@@ -191,21 +222,35 @@ impl Tools {
     }
 
     /// Removes the quarantined PV of a volume that is found empty.
-    async fn free_if_blank(&self, seen: Seen, target: Target) -> Ended {
+    pub async fn free_if_blank(self, seen: Seen, target: Target, place: Place, control: Arc<Control>) -> Done {
+        let pv = target.pv.clone();
+        let ended = self.look_into(seen, target, &place, &control).await.unwrap_or_else(|ended| ended);
+        Done { pv, ended, wiped: false }
+    }
+
+    async fn look_into(
+        &self,
+        seen: Seen,
+        target: Target,
+        place: &Place,
+        control: &Arc<Control>,
+    ) -> Result<Ended, Ended> {
         let (pv, mut entry) = (target.pv.clone(), (*target.record).clone());
-        let control = Arc::new(Control::default());
-        let check = deleter::spawn(&thread_name(&pv), &control, move |control| deleter::blank(&target, seen, control));
-        let blank = match on_thread(check).await {
-            Ok(blank) => blank,
-            Err(ended) => return ended,
+        // All of a device may be read.
+        let mut stopped = self.stopped.clone();
+        let _turn = tokio::select! {
+            turn = place.wait() => turn,
+            _ = stopped.wait_for(|stopped| *stopped) => return Err(Ended::Stopped),
         };
-        entry.state = State::Clean;
-        if let Err(error) = self.scribe.record(entry).await {
-            return Ended::Ledger(error);
+        let check = deleter::spawn(&thread_name(&pv), control, move |control| deleter::blank(&target, seen, control));
+        let blank = on_thread(check).await?;
+        if blank.is_the_recorded_one() {
+            entry.state = State::Clean;
+            self.scribe.record(entry).await.map_err(Ended::Ledger)?;
         }
         info!(pv, "Quarantined volume is found empty; it is offered anew");
         let removed = self.cluster.remove(&Warrant::Blank(blank)).await;
-        self.or_look(&pv, removed).await.into()
+        Ok(self.or_look(&pv, removed).await.into())
     }
 
     fn owned(&self, pv: &PersistentVolume) -> Option<OwnedPv> {

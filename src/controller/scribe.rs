@@ -4,57 +4,74 @@
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::deleter::{Cursor, Journal, WipeError};
-use crate::ledger::{Entry, State};
-use crate::state_dir::{SaveError, Writer};
+use crate::ledger::{Entry, EntryId, State};
+use crate::state_dir::{EntryLock, StateDir, StateDirError};
 
 /// Writes entries of the ledger.
 #[derive(Clone)]
 pub struct Scribe {
-    writer: Option<Writer>,
+    directory: Option<StateDir>,
     written: UnboundedSender<Entry>,
 }
 
 impl Scribe {
     /// Also returns where the controller hears of what was written.
-    pub fn new(writer: Option<Writer>) -> (Self, UnboundedReceiver<Entry>) {
+    pub fn new(directory: Option<StateDir>) -> (Self, UnboundedReceiver<Entry>) {
         let (written, heard) = unbounded_channel();
-        (Self { writer, written }, heard)
+        (Self { directory, written }, heard)
     }
 
     /// Whether what is written outlives this process.
     pub fn is_durable(&self) -> bool {
-        self.writer.is_some()
+        self.directory.is_some()
     }
 
     /// Returns once the entry is durable.
-    pub async fn record(&self, entry: Entry) -> Result<(), SaveError> {
-        if let Some(writer) = &self.writer {
-            writer.save(entry.clone()).await?;
+    pub async fn record(&self, entry: Entry) -> Result<(), StateDirError> {
+        if let Some(directory) = &self.directory {
+            directory.save(&entry).await?;
         }
         self.tell(entry);
         Ok(())
     }
 
     /// Makes the entry durable that the controller has decided on itself.
-    pub async fn save(&self, entry: Entry) -> Result<(), SaveError> {
-        match &self.writer {
-            Some(writer) => writer.save(entry).await,
+    pub async fn save(&self, entry: Entry) -> Result<(), StateDirError> {
+        match &self.directory {
+            Some(directory) => directory.save(&entry).await,
             None => Ok(()),
         }
     }
 
     /// Writes everything again, also when the directory was taken away.
-    pub async fn rewrite(&self, entries: Vec<Entry>) -> Result<(), SaveError> {
-        match &self.writer {
-            Some(writer) => writer.rewrite(entries).await,
+    pub async fn rewrite(&self, entries: Vec<Entry>) -> Result<(), StateDirError> {
+        match &self.directory {
+            Some(directory) => directory.rewrite_all(&entries).await,
             None => Ok(()),
         }
     }
 
+    /// Keeps who works beside the agent from the entry's volume until the lock is dropped;
+    /// without a state directory there is nobody to keep.
+    pub async fn lock(&self, id: EntryId) -> Result<Option<EntryLock>, StateDirError> {
+        match &self.directory {
+            Some(directory) => directory.lock_entry(id).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The entries that others have written.
+    pub async fn changed(&self) -> Result<Vec<Entry>, StateDirError> {
+        match &self.directory {
+            Some(directory) => directory.changed().await,
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// As [`Scribe::record`], for threads.
-    pub fn record_blocking(&self, entry: Entry) -> Result<(), SaveError> {
-        if let Some(writer) = &self.writer {
-            writer.save_blocking(&entry)?;
+    pub fn record_blocking(&self, entry: Entry) -> Result<(), StateDirError> {
+        if let Some(directory) = &self.directory {
+            directory.save(&entry).wait()?;
         }
         self.tell(entry);
         Ok(())

@@ -25,8 +25,7 @@ impl Teller {
     pub fn tell(&mut self, changed: &[EntryStatus], owned: &BTreeMap<String, OwnedPv>, node: &str, events: &Events) {
         for entry in changed {
             log(entry);
-            // Who is in the way is told by `tell_busy`.
-            if entry.verdict.reason.is_told_by_event() && entry.verdict.reason != Reason::Busy {
+            if is_alarming(entry) {
                 send(entry, owned, node, events);
             }
         }
@@ -52,6 +51,20 @@ impl Teller {
     }
 }
 
+/// Whether an admin should hear of it at once. Who is in the way is told by `tell_busy`.
+fn is_alarming(entry: &EntryStatus) -> bool {
+    let reason = entry.verdict.reason;
+    reason != Reason::Busy && reason.is_told_by_event(entry.pv.is_some())
+}
+
+/// Whether the volume is not there.
+fn is_missing(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::Vanished | Reason::NotAMountPoint | Reason::ModeMismatch | Reason::ZeroCapacity | Reason::Unsupported
+    )
+}
+
 /// An Event on the PV, or else on this Node; and one on the claim, whose owner has no
 /// right to see PVs.
 fn send(entry: &EntryStatus, owned: &BTreeMap<String, OwnedPv>, node: &str, events: &Events) {
@@ -64,7 +77,7 @@ fn send(entry: &EntryStatus, owned: &BTreeMap<String, OwnedPv>, node: &str, even
         None => About::Node(node.to_owned()),
     };
     events.send(Event::warning(about, reason.as_str(), note.clone()));
-    let of_claim = matches!(reason, Reason::IdentityChanged | Reason::Vanished | Reason::Shrunk);
+    let of_claim = is_missing(reason) || matches!(reason, Reason::IdentityChanged | Reason::Shrunk);
     if let Some(claim) = pv.and_then(|pv| pv.claim.as_ref()).filter(|_| of_claim) {
         events.send(Event::warning(About::from(&**claim), reason.as_str(), note));
     }
@@ -78,7 +91,7 @@ fn log(entry: &EntryStatus) {
         Reason::Published => info!(class, path, pv, detail, "Volume is published"),
         Reason::Wiping => info!(class, path, pv, "Volume is being wiped"),
         Reason::Pending | Reason::ExcludedByPattern => debug!(class, path, verdict, detail, "Volume is not published"),
-        reason if reason.is_told_by_event() => {
+        reason if is_alarming(entry) || reason == Reason::Busy => {
             warn!(class, path, pv, verdict, detail, remedy, "Volume needs attention");
         }
         _ => info!(class, path, verdict, detail, remedy, "Entry is not published"),

@@ -20,7 +20,8 @@ use crate::reclaim::Fence;
 /// # Errors
 /// It is gone, not mounted, busy, another one, or can't be opened.
 pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
-    Ok(Claimed { fence, volume: open(target, Intent::Claim)? })
+    let Opened { volume, is_the_recorded_one } = open(target, Intent::Claim)?;
+    Ok(Claimed { fence, volume, is_the_recorded_one })
 }
 
 /// Makes sure that [`claim`] would succeed now, and changes nothing.
@@ -29,6 +30,20 @@ pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
 /// As [`claim`].
 pub fn inspect(target: &Target) -> Result<(), WipeError> {
     open(target, Intent::Inspect).map(drop)
+}
+
+/// An open volume.
+pub struct Opened {
+    /// Its open file.
+    pub volume: OpenVolume,
+    /// Whether it is the one that was recorded; else it is in its place, and empty.
+    pub is_the_recorded_one: bool,
+}
+
+impl Opened {
+    fn recorded(volume: OpenVolume) -> Self {
+        Self { volume, is_the_recorded_one: true }
+    }
 }
 
 /// What a volume is opened for.
@@ -46,7 +61,7 @@ pub enum Intent {
 ///
 /// # Errors
 /// As [`claim`].
-pub fn open(target: &Target, intent: Intent) -> Result<OpenVolume, WipeError> {
+pub fn open(target: &Target, intent: Intent) -> Result<Opened, WipeError> {
     let path = || format!("{}/{}", target.mount_dir, target.entry);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = rustix::fs::open(&target.mount_dir, flags, Mode::empty())
@@ -64,7 +79,7 @@ pub fn open(target: &Target, intent: Intent) -> Result<OpenVolume, WipeError> {
     }
 }
 
-fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent) -> Result<OpenVolume, WipeError> {
+fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent) -> Result<Opened, WipeError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let fd = rustix::fs::openat2(parent, &target.entry, flags, Mode::empty(), resolve)
@@ -77,28 +92,29 @@ fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent)
     let mounts = MountTable::read_shared().map_err(WipeError::io("reading the mount table"))?;
     let now = identity::of_mount(&Sysfs::host(), &fd, &stat, &mounts)
         .map_err(WipeError::io("asking sysfs for the filesystem's device"))?;
+    let mut is_the_recorded_one = true;
     if let Err(error) = same(target, &Identity::Mount(now)) {
         // With nothing in it, there is nothing to destroy and nothing to hand on: a tmpfs
-        // that was mounted anew.
-        if tree::first_entry(&fd)?.is_some() {
+        // that was mounted anew. It is not what is to be offered, though.
+        if intent == Intent::Look || tree::first_entry(&fd)?.is_some() {
             return Err(error);
         }
+        // A filesystem that would be known again is still somewhere, with its data.
+        is_the_recorded_one = !target.identity.is_lasting();
     }
-    if intent == Intent::Look {
-        return Ok(OpenVolume::Directory(fd));
-    }
-    if let Some(user) = busy::user_of_directory(&mounts, stat.stx_mnt_id, &target.aliases) {
+    let may_be_in_use = intent == Intent::Look;
+    if let Some(user) = busy::user_of_directory(&mounts, stat.stx_mnt_id, &target.aliases).filter(|_| !may_be_in_use) {
         return Err(WipeError::Busy(format!("{path} is in use: {user}")));
     }
-    // For directories there is no O_EXCL; this keeps out other agents at least.
+    // For directories there is no O_EXCL; this keeps out who works by the same rules.
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(OpenVolume::Directory(fd)),
+        Ok(()) => Ok(Opened { volume: OpenVolume::Directory(fd), is_the_recorded_one }),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(WipeError::Busy(format!("another process has {path} locked"))),
         Err(errno) => Err(WipeError::io("locking the volume's root directory")(errno.into())),
     }
 }
 
-fn open_device(parent: &OwnedFd, target: &Target, path: &str, intent: Intent) -> Result<OpenVolume, WipeError> {
+fn open_device(parent: &OwnedFd, target: &Target, path: &str, intent: Intent) -> Result<Opened, WipeError> {
     let sysfs = Sysfs::host();
     // First without opening the device itself: opening a number that no device has
     // can create one, and another device than the one that is meant is left alone.
@@ -113,7 +129,7 @@ fn open_device(parent: &OwnedFd, target: &Target, path: &str, intent: Intent) ->
         .ok_or_else(|| WipeError::Refused(format!("{path} is a link to something that is no block device")))?;
     same(target, &Identity::Device(gather(&sysfs, number, path)?))?;
     let access = if intent == Intent::Claim { OFlags::RDWR } else { OFlags::RDONLY };
-    take_device(&sysfs, &place, number, target, path, access)
+    take_device(&sysfs, &place, number, target, path, access).map(Opened::recorded)
 }
 
 /// From the place of a device to the device: what was at the place may have been

@@ -103,6 +103,12 @@ impl Control {
         self.running.load(Ordering::Relaxed)
     }
 
+    /// Whether it was told to end.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_running(&self, running: bool) {
         self.running.store(running, Ordering::Relaxed);
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::discovery::{Finding, Sighting};
-use crate::identity::{DeviceNumber, Identity};
+use crate::identity::{Comparison, DeviceNumber, Identity};
 
 /// The storage that entries take up.
 #[derive(Default)]
@@ -17,6 +17,8 @@ pub struct Occupied<'a> {
     filesystems: HashMap<DeviceNumber, usize>,
     /// What devices and filesystems lie on: any one of them.
     below: HashMap<DeviceNumber, usize>,
+    /// All, by the keys of their identities.
+    identities: HashMap<u64, Vec<(usize, &'a Identity)>>,
     rivals: HashMap<usize, usize>,
 }
 
@@ -32,11 +34,13 @@ impl<'a> Occupied<'a> {
                 if with_pv != first || !(with_pv || finding.selected) {
                     continue;
                 }
-                match occupied.conflict(&candidate.sighting) {
+                let twin = occupied.twin(&candidate.sighting.identity);
+                match occupied.conflict(&candidate.sighting).or(twin) {
                     Some(rival) => {
                         occupied.rivals.insert(index, rival);
-                        // Neither may be wiped while the other one has a PV, too.
-                        if with_pv {
+                        // Neither may be wiped while the other one has a PV, too, or while it
+                        // is not known which of them the PV is about.
+                        if with_pv || twin.is_some() {
                             occupied.rivals.entry(rival).or_insert(index);
                         }
                     }
@@ -61,6 +65,9 @@ impl<'a> Occupied<'a> {
                 self.filesystems.insert(mount.device, index);
             }
         }
+        for key in sighting.identity.keys() {
+            self.identities.entry(key).or_default().push((index, &sighting.identity));
+        }
         for below in &sighting.below {
             self.below.insert(*below, index);
         }
@@ -81,6 +88,15 @@ impl<'a> Occupied<'a> {
             }
         };
         found.or_else(|| lies_on().copied())
+    }
+
+    /// An entry that can't be told from this one, though it is another device: copies of
+    /// one filesystem on disks without ids.
+    fn twin(&self, identity: &Identity) -> Option<usize> {
+        let candidates = identity.keys().into_iter().filter_map(|key| self.identities.get(&key)).flatten();
+        let is_twin =
+            |other: &Identity| other.device() != identity.device() && other.compare(identity) == Comparison::Same;
+        candidates.into_iter().find(|(_, other)| is_twin(other)).map(|(index, _)| *index)
     }
 
     /// An entry whose directory is this one, above it, or below it.

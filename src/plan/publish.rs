@@ -1,23 +1,65 @@
 //! A volume without a PV: whether one is made for it. What may hold a tenant's data is
 //! never offered as it is: a PV that nobody can claim shows it instead.
 
-use super::{Action, Creation, Plan, Target, World, waiting};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Action, Creation, Plan, Target, World, record, waiting};
 use crate::config::{Class, DirtyPolicy};
 use crate::discovery::{Candidate, Finding};
-use crate::ledger::{Entry, EntryId, Found, Standing, State, standing};
-use crate::pv::{self, Claim, LEDGER_ENTRY, Volume};
+use crate::identity::{Comparison, Identity};
+use crate::ledger::{Entry, Found, Standing, State, standing};
+use crate::pv::{self, Claim, LEDGER_ENTRY, OwnedPv, Volume};
 use crate::verdict::{Reason, Verdict};
-use crate::volume::{ReclaimPolicy, StorageClassFacts, fnv1a_64};
+use crate::volume::{ReclaimPolicy, StorageClassFacts};
 
 /// Makes a PV, if the class takes the volume and nothing stands against it.
-pub fn offer(world: &World<'_>, finding: &Finding, rival: Option<&Finding>, plan: &mut Plan) -> Verdict {
-    try_offer(world, finding, rival, plan).unwrap_or_else(|verdict| verdict)
+pub fn offer(
+    world: &World<'_>,
+    finding: &Finding,
+    rival: Option<&Finding>,
+    offered: &Offered<'_>,
+    plan: &mut Plan,
+) -> Verdict {
+    try_offer(world, finding, rival, offered, plan).unwrap_or_else(|verdict| verdict)
+}
+
+/// Which PV has which volume, by what was recorded in the PVs: their volumes may be at
+/// other paths by now.
+pub struct Offered<'a> {
+    owned: &'a BTreeMap<String, OwnedPv>,
+    by_key: OnceCell<HashMap<u64, Vec<&'a OwnedPv>>>,
+}
+
+impl<'a> Offered<'a> {
+    /// The PVs of the world.
+    pub fn of(world: &World<'a>) -> Self {
+        Self { owned: world.owned, by_key: OnceCell::new() }
+    }
+
+    fn pv_of(&self, identity: &Identity) -> Option<&'a OwnedPv> {
+        let by_key = self.by_key.get_or_init(|| {
+            let mut by_key: HashMap<u64, Vec<&OwnedPv>> = HashMap::new();
+            for owned in self.owned.values() {
+                for key in owned.identity.iter().flat_map(|identity| identity.keys()) {
+                    by_key.entry(key).or_default().push(owned);
+                }
+            }
+            by_key
+        });
+        let candidates = identity.keys().into_iter().filter_map(|key| by_key.get(&key)).flatten().copied();
+        let same = |owned: &&OwnedPv| {
+            owned.identity.as_ref().is_some_and(|recorded| recorded.compare(identity) == Comparison::Same)
+        };
+        candidates.into_iter().find(same)
+    }
 }
 
 fn try_offer(
     world: &World<'_>,
     finding: &Finding,
     rival: Option<&Finding>,
+    offered_by: &Offered<'_>,
     plan: &mut Plan,
 ) -> Result<Verdict, Verdict> {
     let refused = |reason, detail: String| Err(Verdict::new(reason, detail));
@@ -43,6 +85,10 @@ fn try_offer(
     if world.memory.in_flight.contains(&name) {
         return Ok(Verdict::new(Reason::Pending, "its PV is being made"));
     }
+    if let Some(other) = offered_by.pv_of(&candidate.sighting.identity) {
+        let detail = format!("PV {} offers the same volume, at {}", other.name, other.path);
+        return refused(Reason::DuplicateOf, detail);
+    }
     if let Some(verdict) = waiting(world, &name, plan) {
         return Ok(verdict);
     }
@@ -51,7 +97,7 @@ fn try_offer(
     }
     let (capacity, identity) = (candidate.capacity, &candidate.sighting.identity);
     let volume = pv::volume(world.config, class, storage_class, world.node, &finding.entry, capacity, identity);
-    let (volume, entry) = through_the_gate(world, class, finding, candidate, volume)?;
+    let (volume, entry, before) = through_the_gate(world, class, finding, candidate, volume)?;
     let verdict = match &volume.claim {
         None => Verdict::new(Reason::Pending, "its PV is being made"),
         Some(_) => Verdict::new(Reason::Dirty, volume.annotations.get(pv::QUARANTINED).cloned().unwrap_or_default()),
@@ -68,7 +114,7 @@ fn try_offer(
         disks: Box::default(),
         record: Box::new(entry),
     };
-    plan.actions.push(Action::Create(Box::new(Creation { volume, target })));
+    plan.actions.push(Action::Create(Box::new(Creation { volume, target, before })));
     Ok(verdict)
 }
 
@@ -90,42 +136,52 @@ fn storage_class<'a>(world: &World<'a>, finding: &Finding) -> Result<&'a Storage
     Ok(storage_class)
 }
 
-/// What the ledger knows of the volume's content decides how its PV is made.
+/// How the volume's PV is made, what the ledger is to say before, and what again if the
+/// PV is certainly not made.
 fn through_the_gate(
     world: &World<'_>,
     class: &Class,
     finding: &Finding,
     candidate: &Candidate,
     volume: Volume,
-) -> Result<(Volume, Entry), Verdict> {
-    let sighting = &candidate.sighting;
-    let known = match world.ledger.find(&sighting.identity) {
-        Found::One(entry) | Found::Unsure(entry, _) => Some(entry),
-        Found::None => None,
-    };
+) -> Result<(Volume, Entry, Option<State>), Verdict> {
+    let identity = &candidate.sighting.identity;
+    let found = world.ledger.find(identity, &finding.host_path);
+    // One that is not certainly about this volume stays as it is, beside a new one.
+    let known = if let Found::One(entry) = found { Some(entry) } else { None };
     let mut entry = known.cloned().unwrap_or_else(|| {
-        let id = EntryId((u128::from(world.random) << 64) | u128::from(fnv1a_64(finding.host_path.bytes())));
-        Entry::new(id, &finding.class, &finding.host_path, sighting.identity.clone(), world.clock)
+        let id = record::new_id(world, &finding.host_path, identity);
+        Entry::new(id, &finding.class, &finding.host_path, identity.clone(), world.clock)
     });
     entry.class = finding.class.as_str().into();
     entry.path = finding.host_path.as_str().into();
-    entry.identity = sighting.identity.clone();
+    entry.identity = identity.clone();
     entry.as_of = world.clock;
     let mut volume = volume;
     volume.annotations.insert(LEDGER_ENTRY.to_owned(), entry.id.to_string());
     if let Some(root) = &entry.root {
         volume.annotations.insert(pv::ROOT.to_owned(), root.to_string());
     }
-    let quarantine = |volume: Volume, mut entry: Entry, claim: Option<&Claim>, why: &str| {
-        entry.state = State::Quarantined { reason: why.into(), claim: claim.cloned() };
-        Ok((volume.quarantined(claim, why, false), entry))
+    let standing = match known.map(|entry| &entry.state) {
+        // This process has asked for the PV, and has not seen it since: it asks again.
+        Some(State::Offered { uid: None, .. }) if world.memory.is_offering(&volume.name) => Standing::Free,
+        _ => standing(found, world.ledger.lost() > 0),
     };
-    let wipe = |volume: Volume, entry: Entry, claim: Option<&Claim>, why: &str| {
-        Ok((volume.quarantined(claim, why, true), entry))
+    let name: Box<str> = volume.name.as_str().into();
+    let quarantine = |volume: Volume, mut entry: Entry, claim: Option<&(Box<str>, Claim)>, why: &str| {
+        let pv = claim.map_or_else(|| name.clone(), |(pv, _)| pv.clone());
+        let of_this_name = claim.filter(|(pv, _)| *pv == name).map(|(_, claim)| claim);
+        let volume = volume.quarantined(of_this_name, why, false);
+        // How far a wipe by hand has come is still needed.
+        if !entry.state.is_wipe_by_hand() {
+            entry.state = State::Quarantined { reason: why.into(), pv, claim: claim.map(|(_, claim)| claim.clone()) };
+        }
+        Ok((volume, entry, None))
     };
-    match standing(known, world.ledger.lost() > 0) {
-        Standing::HalfWiped { claim } => {
-            wipe(volume, entry, claim.as_ref(), "its wipe was begun and has not ended; its PV was removed meanwhile")
+    match standing {
+        Standing::HalfWiped => {
+            let why = "its wipe was begun and has not ended; its PV was removed meanwhile";
+            Ok((volume.quarantined(None, why, true), entry, None))
         }
         Standing::Retired => Err(Verdict::new(
             Reason::Dirty,
@@ -137,13 +193,14 @@ fn through_the_gate(
             quarantine(volume, entry, None, why)
         }
         Standing::NeverSeen if class.dirty == DirtyPolicy::Wipe => {
-            let (pv, uid) = (volume.name.as_str().into(), "".into());
-            entry.state = State::Wiping { pv, uid, claim: None, method: "".into(), cursor: None };
-            wipe(volume, entry, None, "it has not been seen before, and the class has dirty: wipe")
+            entry.state = State::Wiping { pv: name, uid: "".into(), claim: None, method: "".into(), cursor: None };
+            let why = "it has not been seen before, and the class has dirty: wipe";
+            Ok((volume.quarantined(None, why, true), entry, None))
         }
         Standing::Free | Standing::NeverSeen => {
-            entry.state = State::Offered { pv: volume.name.as_str().into(), uid: None, since: None };
-            Ok((volume, entry))
+            let before = entry.unused();
+            entry.state = State::Offered { pv: name, uid: None, since: None };
+            Ok((volume, entry, Some(before)))
         }
     }
 }

@@ -3,47 +3,70 @@
 use std::sync::Arc;
 
 use super::{Plan, World};
-use crate::identity::Identity;
-use crate::ledger::{Entry, EntryId, Found, State};
-use crate::pv::{OwnedPv, Phase};
+use crate::identity::{Comparison, Identity};
+use crate::ledger::{self, Entry, EntryId, Found, State};
+use crate::pv::{Claim, OwnedPv, Phase};
 use crate::volume::fnv1a_64;
 
 /// Brings the ledger up to date with what the PV shows: offered, or used since. `present`
-/// is the volume that was seen, when it is the PV's.
+/// is what was seen at its path; it counts when nothing says which volume the PV has.
 pub fn note(world: &World<'_>, owned: &OwnedPv, present: Option<&Arc<Identity>>, plan: &mut Plan) {
-    if owned.terminating || owned.fenced || world.memory.in_flight.contains(&owned.name) {
+    // Whoever works on it writes its entry.
+    if world.memory.in_flight.contains(&owned.name) || owned.garbled {
         return;
     }
     let Some(identity) = identity(world, owned).or(present) else { return };
     let known = known(world, owned, identity);
-    let Some(state) = next_state(known.map(|entry| &entry.state), owned) else { return };
-    if known.is_some_and(|entry| entry.state == state) {
+    // An entry that another PV has is that one's.
+    if known.is_some_and(|entry| is_of_another(world, owned, &entry.state)) {
         return;
     }
-    let mut entry = entry(world, owned, identity);
-    entry.state = state;
-    plan.records.push(entry);
+    let Some(state) = next_state(known, owned) else { return };
+    let is_noted = |entry: &Entry| entry.state == state && entry.identity.compare(identity) == Comparison::Same;
+    if !known.is_some_and(is_noted) {
+        let entry = entry(world, owned, identity);
+        plan.records.push(Entry { state, ..entry });
+    }
+}
+
+/// Whether another PV that is there has the state's volume.
+fn is_of_another(world: &World<'_>, owned: &OwnedPv, state: &State) -> bool {
+    let others = || world.owned.values().filter(|other| other.uid != owned.uid);
+    state.uid().is_some_and(|uid| *uid != *owned.uid && others().any(|other| *other.uid == *uid))
 }
 
 /// The ledger's state of a volume whose PV is like this; `None` to leave it.
-fn next_state(known: Option<&State>, owned: &OwnedPv) -> Option<State> {
+fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
     let (pv, uid): (Box<str>, Box<str>) = (owned.name.as_str().into(), owned.uid.as_str().into());
-    let used = |claim| Some(State::Used { pv: pv.clone(), uid: uid.clone(), claim });
+    let claim = || owned.claim.as_deref().filter(|claim| !claim.is_nobody()).cloned();
+    if owned.fenced {
+        // Its wipe may have begun; how far it is, nobody knows.
+        let wiping = State::Wiping { pv, uid, claim: claim(), method: "".into(), cursor: None };
+        return known.is_none().then_some(wiping);
+    }
+    let used = |claim: Option<Claim>| Some(State::Used { pv: pv.clone(), uid: uid.clone(), claim });
     match owned.phase {
         // Nobody has written to it but the tenant before.
-        Phase::Released | Phase::Failed if owned.quarantined => None,
-        Phase::Bound | Phase::Released | Phase::Failed => used(owned.claim.as_deref().cloned()),
+        Phase::Pending | Phase::Released | Phase::Failed if owned.quarantined => {
+            let reason = "a PV that nobody may claim shows it".into();
+            known.is_none().then(|| State::Quarantined { reason, pv: pv.clone(), claim: claim() })
+        }
+        Phase::Bound | Phase::Released | Phase::Failed => used(claim()),
         Phase::Pending => None,
-        Phase::Available => match known {
-            Some(State::Used { uid: of, .. }) if **of == *owned.uid => None,
+        Phase::Available if owned.terminating => None,
+        Phase::Available => match known.map(|entry| &entry.state) {
+            // Once used, only a wipe makes it clean, whoever offers it.
+            Some(State::Used { .. }) => None,
             // Bound and released unseen, then taken back by an admin.
             Some(State::Offered { uid: Some(of), since: Some(before), .. })
                 if **of == *owned.uid && owned.since.is_some_and(|since| since > *before) =>
             {
                 used(None)
             }
-            // Taken out of quarantine as it is, or retired and offered by hand.
-            Some(State::Quarantined { claim, .. }) => used(claim.clone()),
+            // Offered by another PV before, which is gone: nobody knows who had it.
+            Some(State::Offered { uid: Some(of), .. }) if **of != *owned.uid => used(None),
+            // Taken out of quarantine as it is, perhaps half wiped; or retired and offered by hand.
+            Some(State::Quarantined { claim, .. } | State::Wiping { claim, .. }) => used(claim.clone()),
             Some(State::Retired { .. }) => used(None),
             _ => Some(State::Offered { pv, uid: Some(uid), since: owned.since }),
         },
@@ -55,20 +78,33 @@ pub fn identity<'a>(world: &World<'a>, owned: &'a OwnedPv) -> Option<&'a Arc<Ide
     owned.identity.as_ref().or_else(|| world.ledger.of_pv(&owned.uid).map(|entry| &entry.identity))
 }
 
+/// Why nobody may claim the PV.
+pub fn why_quarantined(world: &World<'_>, owned: &OwnedPv) -> String {
+    let entry = identity(world, owned).and_then(|identity| known(world, owned, identity));
+    match entry.map(|entry| &entry.state) {
+        Some(State::Quarantined { reason, .. }) => reason.to_string(),
+        Some(state) if state.is_wipe_by_hand() => ledger::WIPE_BY_HAND.to_owned(),
+        _ => "it may hold a tenant's data".to_owned(),
+    }
+}
+
+/// The ledger's entry of the PV's volume.
 fn known<'a>(world: &World<'a>, owned: &OwnedPv, identity: &Identity) -> Option<&'a Entry> {
-    world.ledger.of_pv(&owned.uid).or_else(|| match world.ledger.find(identity) {
-        Found::One(entry) | Found::Unsure(entry, _) => Some(entry),
-        Found::None => None,
-    })
+    if let Found::One(entry) = world.ledger.find(identity, &owned.path) {
+        return Some(entry);
+    }
+    // The one that the PV had before another volume was accepted for it is not it.
+    let of_pv = world.ledger.of_pv(&owned.uid);
+    of_pv.filter(|entry| !matches!(entry.identity.compare(identity), Comparison::Different(_)))
 }
 
 /// What the ledger is to say once an unclaimed PV is withdrawn: nobody has used its volume,
 /// unless somebody had before it was offered.
 pub fn withdrawn(world: &World<'_>, owned: &OwnedPv) -> Option<Entry> {
     let entry = world.ledger.of_pv(&owned.uid)?;
-    let untouched = next_state(Some(&entry.state), owned).unwrap_or_else(|| entry.state.clone());
-    matches!(untouched, State::Offered { .. }).then(|| Entry {
-        state: State::Clean,
+    let offered = next_state(Some(entry), owned).unwrap_or_else(|| entry.state.clone());
+    matches!(offered, State::Offered { .. }).then(|| Entry {
+        state: entry.unused(),
         as_of: world.clock,
         ..entry.clone()
     })
@@ -76,10 +112,17 @@ pub fn withdrawn(world: &World<'_>, owned: &OwnedPv) -> Option<Entry> {
 
 /// The name of the ledger's entry for the PV's volume.
 pub fn id_of(world: &World<'_>, owned: &OwnedPv, identity: &Identity) -> EntryId {
-    known(world, owned, identity)
-        .map(|entry| entry.id)
-        .or(owned.entry.map(EntryId))
-        .unwrap_or_else(|| EntryId((u128::from(world.random) << 64) | u128::from(fnv1a_64(owned.uid.bytes()))))
+    let by_pv = || owned.entry.map(EntryId).filter(|id| world.ledger.get(*id).is_none());
+    let known = known(world, owned, identity).map(|entry| entry.id);
+    known.or_else(by_pv).unwrap_or_else(|| new_id(world, &owned.uid, identity))
+}
+
+/// A name that no entry has.
+pub fn new_id(world: &World<'_>, about: &str, identity: &Identity) -> EntryId {
+    let hash = fnv1a_64(about.bytes().chain(identity.digest().bytes()));
+    let first = (u128::from(world.random) << 64) | u128::from(hash);
+    let mut ids = (0..).map(|step| EntryId(first.wrapping_add(step)));
+    ids.find(|id| world.ledger.get(*id).is_none()).expect("there are more names than entries")
 }
 
 /// The ledger's entry for the PV's volume, or a new one.

@@ -1,13 +1,16 @@
 //! A volume with a PV of ours: left as it is, or changed along with the volume,
 //! withdrawn, kept, retired or reclaimed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, Adoption, EntryStatus, Plan, Target, World, publish, record, until, waiting};
+use super::{Action, Adoption, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
+use crate::brake;
 use crate::config::Class;
 use crate::discovery::{Candidate, Finding};
-use crate::identity::Comparison;
+use crate::identity::{Comparison, Identity};
 use crate::ledger::State;
+use crate::memory::Setback;
 use crate::pv::{OwnedPv, Phase, Seen, Word};
 use crate::reclaim::{self, Unclaimed};
 use crate::verdict::{Reason, Verdict};
@@ -30,30 +33,33 @@ pub fn present(
             return verdict.clone();
         }
     };
+    if wants_reclaim(owned) {
+        plan.wanted.insert(owned.name.clone());
+    }
     if world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name) {
-        return if wants_reclaim(owned) { Verdict::new(Reason::Wiping, "") } else { kept(world, owned) };
+        return if wants_reclaim(owned) { underway(world, owned) } else { kept(world, owned) };
     }
     let now = &candidate.sighting.identity;
     let accepted = owned.accepted.as_deref().is_some_and(|accepted| *accepted == now.digest());
-    match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
-        Some(Comparison::Same) => {}
+    let same = match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
+        Some(Comparison::Same) => true,
         // An empty directory may be reclaimed whatever it is: the claim looks.
-        Some(_) if !accepted && wants_reclaim(owned) && !now.is_device() => {}
+        Some(_) if !accepted && wants_reclaim(owned) && !now.is_device() => false,
         Some(Comparison::Different(key)) if !accepted => return changed(world, owned, candidate, &key, plan),
         Some(Comparison::Unknown(why)) if !accepted => return changed(world, owned, candidate, why, plan),
-        None if owned.terminating && !accepted => {
+        None if (owned.terminating || owned.garbled) && !accepted => {
             return changed(world, owned, candidate, "nothing says which volume it was", plan);
         }
         // A PV without identity is taken for what is there now: nothing better is known.
-        Some(_) | None => return adopt(world, owned, candidate, plan),
-    }
-    if (!owned.labelled || owned.identity.is_none()) && !owned.terminating {
-        return adopt(world, owned, candidate, plan);
+        Some(_) | None => return adopt(world, owned, Some(now), plan),
+    };
+    if !owned.terminating && (!owned.labelled || (same && owned.identity.is_none())) {
+        // What is not known to be its volume is never recorded as such.
+        return adopt(world, owned, Some(now).filter(|_| same), plan);
     }
     if wants_reclaim(owned) {
         return reclaim(world, owned, candidate, rival, plan);
     }
-    record::note(world, owned, Some(now), plan);
     follow(world, owned, finding, candidate, plan)
 }
 
@@ -62,6 +68,15 @@ pub fn present(
 fn wants_reclaim(owned: &OwnedPv) -> bool {
     let fenced = owned.fenced && !(owned.terminating && owned.phase == Phase::Bound);
     fenced || (reclaim::is_wanted(owned) && !owned.terminating)
+}
+
+/// The verdict of a volume that is being reclaimed: before its wipe has begun, what was in
+/// the way the last time still may be.
+fn underway(world: &World<'_>, owned: &OwnedPv) -> Verdict {
+    let entry = world.ledger.of_pv(&owned.uid);
+    let wiping = entry.is_some_and(|entry| matches!(entry.state, State::Wiping { .. }));
+    let setback = world.memory.setback(&owned.name).filter(|_| !wiping);
+    setback.map_or_else(|| Verdict::new(Reason::Wiping, ""), |setback| setback.verdict.clone())
 }
 
 /// Removes the PV, if nobody has claimed it.
@@ -74,21 +89,20 @@ fn withdraw(world: &World<'_>, owned: &OwnedPv, why: String, plan: &mut Plan) {
     }
 }
 
-/// Puts our label, the ledger's entry and the identity of what is there now on the PV.
-fn adopt(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, plan: &mut Plan) -> Verdict {
+/// Puts our label on the PV, and the identity of its volume with the ledger's entry, when
+/// it is known.
+fn adopt(world: &World<'_>, owned: &OwnedPv, identity: Option<&Arc<Identity>>, plan: &mut Plan) -> Verdict {
     if let Some(verdict) = waiting(world, &owned.name, plan) {
         return verdict;
     }
-    let identity = &candidate.sighting.identity;
-    let entry = Some(record::id_of(world, owned, identity).to_string().into());
-    let adoption = Adoption { pv: Seen::of(owned), identity: Some(identity.clone()), entry };
+    let entry = identity.map(|identity| record::id_of(world, owned, identity).to_string().into());
+    let adoption = Adoption { pv: Seen::of(owned), identity: identity.cloned(), entry };
     plan.begin(world, Action::Adopt(Box::new(adoption)));
     kept(world, owned)
 }
 
 /// Another volume is there than the one that was offered.
 fn changed(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, why: &str, plan: &mut Plan) -> Verdict {
-    record::note(world, owned, None, plan);
     let digest = candidate.sighting.identity.digest();
     let detail = format!("{why}; the digest of what is there now is {digest}");
     withdraw(world, owned, detail.clone(), plan);
@@ -107,19 +121,38 @@ fn reclaim(
         let detail = format!("not wiped: {}", publish::same_volume(rival));
         return Verdict::new(Reason::DuplicateOf, detail);
     }
-    if let Some(verdict) = held(world, owned, plan).or_else(|| delayed(world, owned, plan)) {
+    if let Some(verdict) = held(world, owned, plan).or_else(|| waiting(world, &owned.name, plan)) {
         return verdict;
     }
     if let Some(trouble) = world.ledger_trouble {
         return Verdict::new(Reason::Pending, format!("not wiped before the ledger can be written: {trouble}"));
     }
+    if let Some(verdict) = given_away(world, owned) {
+        return verdict;
+    }
     match target(world, owned, candidate) {
         Ok(target) => {
             plan.begin(world, Action::Reclaim(Box::new(target)));
-            Verdict::new(Reason::Wiping, "")
+            underway(world, owned)
         }
         Err(verdict) => verdict,
     }
+}
+
+/// Whether `claimRef` was pointed at another claim after the last one was gone: until the
+/// controller-manager has seen it, the PV still looks Released.
+fn given_away(world: &World<'_>, owned: &OwnedPv) -> Option<Verdict> {
+    if owned.fenced || owned.word.is_some() {
+        return None;
+    }
+    let entry = world.ledger.of_pv(&owned.uid)?;
+    let State::Used { claim: Some(last), .. } = &entry.state else { return None };
+    let now = owned.claim.as_ref().filter(|claim| claim.uid != last.uid)?;
+    let detail = format!(
+        "not wiped: claim {last} had it, and its claimRef names {now} since. If that one is gone as well, annotate the \
+         PV with mooring.dev/reclaim: wipe"
+    );
+    Some(Verdict::new(Reason::Pending, detail))
 }
 
 /// What an admin or the brake has against a wipe.
@@ -140,31 +173,32 @@ fn held(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> 
     if owned.fenced || owned.word.is_some() {
         return None;
     }
-    let since = owned.since?;
-    if let Some(brake) = plan.brake
-        && let Some(left) = brake.holds_until(since).and_then(|second| until(world, second))
+    let since = since(world, owned);
+    if let Some(brake) = plan.brake.filter(|brake| brake.holds(since))
+        && let Some(left) = left_of(world, brake.until(), world.memory.braking_since(&brake), brake::HOLD)
     {
         let why = format!("{} of {} volumes were released within a minute", brake.released, brake.of);
         return wait(plan, left, why);
     }
-    let undo = world.config.class(&owned.class).map_or(Duration::ZERO, |class| class.wipe_after);
-    let undo = i64::try_from(undo.as_secs()).unwrap_or(i64::MAX);
-    let left = until(world, since.saturating_add(undo)).filter(|_| undo > 0)?;
+    let window = world.config.class(&owned.class).map_or(Duration::ZERO, |class| class.wipe_after);
+    if window.is_zero() {
+        return None;
+    }
+    let until = since.saturating_add(i64::try_from(window.as_secs()).unwrap_or(i64::MAX));
+    let left = left_of(world, until, world.memory.wanted_since(&owned.name), window)?;
     wait(plan, left, "wipeAfter".to_owned())
-}
-
-/// The setback that is being waited out. An admin's word does not wait for the next time
-/// that it is looked whether a quarantined volume is empty.
-fn delayed(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> {
-    let is_settled = |verdict: &Verdict| owned.word.is_some() && verdict.reason == Reason::Quarantined;
-    waiting(world, &owned.name, plan).filter(|verdict| !is_settled(verdict))
 }
 
 /// A volume that is there and is not to be wiped: an admin's word on it, or what has
 /// changed about it.
 fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Candidate, plan: &mut Plan) -> Verdict {
-    if owned.terminating || delayed(world, owned, plan).is_some() {
-        return world.memory.setback(&owned.name).map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
+    if owned.terminating || waiting(world, &owned.name, plan).is_some() {
+        let told = |_: &&Setback| !(owned.quarantined && owned.phase == Phase::Released);
+        return world
+            .memory
+            .setback(&owned.name)
+            .filter(told)
+            .map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
     }
     if owned.phase == Phase::Released {
         match &owned.word {
@@ -184,6 +218,10 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
         }
         return kept(world, owned);
     }
+    if is_out_of_place(owned) {
+        plan.begin(world, Action::DropWord(Seen::of(owned)));
+        return kept(world, owned);
+    }
     let Some(offered) = owned.capacity else { return kept(world, owned) };
     let is = candidate.capacity;
     if is > offered && matches!(owned.phase, Phase::Available | Phase::Bound) {
@@ -195,6 +233,16 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
         return Verdict::new(Reason::Shrunk, detail);
     }
     kept(world, owned)
+}
+
+/// Whether an admin's word is on a PV that it can't be about. It is about the claim that
+/// is gone, and the next one must not inherit it; but one that keeps a claim's data may be
+/// said before the claim goes.
+fn is_out_of_place(owned: &OwnedPv) -> bool {
+    matches!(
+        (&owned.word, owned.phase),
+        (Some(Word::Wipe | Word::Retire), Phase::Available | Phase::Bound) | (Some(Word::Keep), Phase::Available)
+    )
 }
 
 fn retire(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, plan: &mut Plan) -> Verdict {
@@ -218,14 +266,22 @@ fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
         return setback.verdict.clone();
     }
     match owned.phase {
-        Phase::Released | Phase::Failed if owned.quarantined => {
-            Verdict::new(Reason::Quarantined, "it may hold a tenant's data")
-        }
+        Phase::Pending | Phase::Released | Phase::Failed if owned.quarantined => quarantined(world, owned),
         Phase::Released | Phase::Failed => {
             let policy = owned.reclaim_policy.as_str();
             Verdict::new(Reason::Published, format!("its claim is gone; its policy {policy} keeps it as it is"))
         }
         Phase::Pending | Phase::Available | Phase::Bound => Verdict::new(Reason::Published, ""),
+    }
+}
+
+/// Why a volume is quarantined, and what the last look at it has found. It stays the same
+/// while the look is repeated, or every look would be told anew.
+fn quarantined(world: &World<'_>, owned: &OwnedPv) -> Verdict {
+    let why = record::why_quarantined(world, owned);
+    match world.memory.setback(&owned.name) {
+        Some(setback) => Verdict::new(setback.verdict.reason, format!("{why}; {}", setback.verdict.detail)),
+        None => Verdict::new(Reason::Quarantined, why),
     }
 }
 
@@ -262,15 +318,13 @@ fn aliases(world: &World<'_>, class: &Class, entry: &str) -> Vec<String> {
 
 /// The volume is not there. `certain` when its directory was read.
 fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
-    record::note(world, owned, None, plan);
     if !certain {
         return;
     }
     plan.missing.insert(owned.name.clone());
     if Unclaimed::of(owned).is_none() {
-        if !owned.labelled && !owned.terminating && waiting(world, &owned.name, plan).is_none() {
-            let adoption = Adoption { pv: Seen::of(owned), identity: None, entry: None };
-            plan.begin(world, Action::Adopt(Box::new(adoption)));
+        if !owned.labelled && !owned.terminating {
+            adopt(world, owned, None, plan);
         }
         return;
     }

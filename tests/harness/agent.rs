@@ -76,6 +76,11 @@ impl Agent {
         self.lines().clone()
     }
 
+    /// Those after the first `mark` ones.
+    pub fn logs_after(&self, mark: usize) -> Vec<String> {
+        self.lines().iter().skip(mark).cloned().collect()
+    }
+
     /// How many lines it has written so far, for [`Agent::wait_log_after`].
     pub fn mark(&self) -> usize {
         self.lines().len()

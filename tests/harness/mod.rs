@@ -11,12 +11,14 @@
 // It makes and removes its own files, and waits for its own helpers.
 #![allow(clippy::disallowed_methods)]
 
+pub mod admin;
 pub mod agent;
 pub mod audit;
 pub mod cluster;
 pub mod config_dir;
 pub mod disk;
 pub mod frozen;
+pub mod hands;
 pub mod http;
 pub mod launch;
 pub mod node;

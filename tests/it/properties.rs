@@ -227,7 +227,7 @@ impl Scene {
             let pv = action.pv().to_owned();
             match action {
                 Action::Create(creation) => {
-                    let Creation { volume, target } = *creation;
+                    let Creation { volume, target, .. } = *creation;
                     let phase = if volume.claim.is_some() { Phase::Released } else { Phase::Available };
                     let owned = owned_pv(&volume, phase, false, false);
                     assert!(self.owned.insert(pv, owned).is_none(), "no PV is made over another");
@@ -240,7 +240,9 @@ impl Scene {
                 }
                 Action::LookAgain { pv } => _ = self.suspects.remove(&pv),
                 Action::Grow { to, .. } => self.owned.get_mut(&pv).expect("it is ours").capacity = Some(to),
-                Action::Keep(_) => self.owned.get_mut(&pv).expect("it is ours").phase = Phase::Available,
+                // The controller-manager follows later.
+                Action::Keep(_) => self.owned.get_mut(&pv).expect("it is ours").claim = None,
+                Action::DropWord(_) => self.owned.get_mut(&pv).expect("it is ours").word = None,
                 Action::Withdraw { entry, .. } => {
                     self.owned.remove(&pv);
                     entry.into_iter().for_each(|entry| self.ledger.insert(*entry));
@@ -273,7 +275,10 @@ fn owned_pv(volume: &Volume, phase: Phase, fenced: bool, terminating: bool) -> O
     object.metadata.resource_version = Some("1".to_owned());
     match pv::sort(&object, &node(), false) {
         Decoded::Owned(owned) => {
-            OwnedPv { labelled: true, phase, fenced, terminating, free_of_finalizers: !fenced, ..*owned }
+            let claim = Claim { namespace: "tenant".into(), name: "data".into(), uid: "claim-uid".into() };
+            let claimed = matches!(phase, Phase::Bound | Phase::Released | Phase::Failed);
+            let claim = owned.claim.clone().or(claimed.then(|| Box::new(claim)));
+            OwnedPv { labelled: true, phase, claim, fenced, terminating, free_of_finalizers: !fenced, ..*owned }
         }
         other => panic!("a PV of ours, not {other:?}"),
     }
@@ -318,7 +323,7 @@ proptest! {
                     prop_assert!(owned.phase == Phase::Available && owned.claim.is_none() && !owned.terminating);
                     prop_assert_eq!(&unclaimed.seen().uid, &owned.uid);
                 }
-                Action::Keep(_) | Action::Retire { .. } | Action::FreeIfBlank { .. } => {
+                Action::Keep(_) | Action::DropWord(_) | Action::Retire { .. } | Action::FreeIfBlank { .. } => {
                     prop_assert!(false, "nobody has asked for it");
                 }
                 Action::LookAgain { .. } => prop_assert!(scene.suspects.contains(&pv)),

@@ -18,6 +18,8 @@ const SIZE: u64 = 1 << 30;
 /// Where nothing but data is, in any of the filesystems.
 const DATA: u64 = 500 * MIB + 4096 * 7;
 
+const EXT_MAGIC: [u8; 2] = [0x53, 0xEF];
+
 fn tool(program: &str, arguments: &[&str], device: &Path) -> String {
     run(Command::new(program).args(arguments).arg(device))
 }
@@ -59,7 +61,7 @@ fn no_copy_of_an_ext_superblock_is_left() {
         ("-b 4096", 4096),
         ("-b 2048", 2048),
         ("-b 1024", 1024),
-        ("-b 4096 -g 8192", 4096),
+        ("-b 4096 -g 12288", 4096),
         ("-b 4096 -O ^resize_inode,^sparse_super", 4096),
         ("-b 4096 -O ^resize_inode,sparse_super2", 4096),
     ] {
@@ -68,6 +70,7 @@ fn no_copy_of_an_ext_superblock_is_left() {
         tool("mkfs.ext4", &arguments, &disk.device);
         let copies = ext_copies(&disk.device);
         assert!(copies.len() >= 2, "{options}: {copies:?}");
+        assert!(copies.iter().all(|copy| bytes_at(&disk.backing, copy * block + 56, 2) == EXT_MAGIC), "{options}");
         wipe_signatures(&disk);
         for copy in copies {
             let magic = bytes_at(&disk.backing, copy * block + 56, 2);
@@ -118,8 +121,11 @@ fn a_wipe_of_signatures_that_was_interrupted_still_finds_all_copies() {
     let scratch = Scratch::new("signatures-again");
     let disk = LoopDisk::new(scratch.path(), SIZE);
     // Groups of a size that only the first superblock tells.
-    tool("mkfs.ext4", &["-q", "-F", "-b", "4096", "-g", "8192"], &disk.device);
+    tool("mkfs.ext4", &["-q", "-F", "-b", "4096", "-g", "12288"], &disk.device);
     let copies = ext_copies(&disk.device);
+    assert!(copies.len() >= 2, "{copies:?}");
+    let magics = |magic| copies.iter().all(|copy| bytes_at(&disk.backing, copy * 4096 + 56, 2) == magic);
+    assert!(magics(EXT_MAGIC));
     let control = Control::default();
     let mut notes = Notes::telling(|_| {
         control.cancel();
@@ -128,8 +134,9 @@ fn a_wipe_of_signatures_that_was_interrupted_still_finds_all_copies() {
     let stopped = wipe_from(&disk.device, &rules(Method::Signatures), None, &mut notes, &control);
     assert!(matches!(stopped, Err(WipeError::Cancelled)));
     assert_eq!(mark_on(&disk.device), Some(MARK));
+    assert!(magics(EXT_MAGIC));
     wipe_signatures(&disk);
-    assert!(copies.iter().all(|copy| bytes_at(&disk.backing, copy * 4096 + 56, 2) == [0, 0]), "{copies:?}");
+    assert!(magics([0, 0]), "{copies:?}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::metrics::OutcomeLabels;
 use crate::plan::Target;
 use crate::pv::{self, Claim};
 use crate::reclaim::{self, Fence, Step};
+use crate::state_dir::StateDirError;
 
 /// A reclaim that has not come to an end after this many steps is given back to the
 /// controller.
@@ -35,7 +36,8 @@ impl Tools {
     /// Wipes the volume of a Released PV and removes the PV.
     pub async fn reclaim(mut self, target: Target, place: Place, control: Arc<Control>) -> Done {
         let pv = target.pv.clone();
-        let ended = match self.wipe_and_remove(&target, &place, &control).await {
+        let mut wiped = false;
+        let ended = match self.wipe_and_remove(&target, &place, &control, &mut wiped).await {
             Ok(last) => last.map_or(Ended::IsGone, |pv| Ended::Is(Box::new(pv))),
             Err(ended) => ended,
         };
@@ -44,7 +46,7 @@ impl Tools {
         {
             self.events.send(Event::failed_delete(&target, error));
         }
-        Done { pv, ended }
+        Done { pv, ended, wiped }
     }
 
     async fn wipe_and_remove(
@@ -52,6 +54,7 @@ impl Tools {
         target: &Target,
         place: &Place,
         control: &Arc<Control>,
+        wiped: &mut bool,
     ) -> Result<Option<PersistentVolume>, Ended> {
         // While somebody uses the volume, or it is another one, nobody need be asked.
         self.inspect(target, control).await?;
@@ -62,6 +65,10 @@ impl Tools {
             let owned = now.as_ref().and_then(|pv| self.owned(pv));
             let step = reclaim::next_step(owned.as_ref(), &target.uid, verified.is_some());
             debug!(pv = target.pv, ?step, "Reclaim");
+            // Held, or the agent stops: nothing more is begun.
+            if verified.is_none() && control.is_cancelled() {
+                return Err(Ended::NotWiped(WipeError::Cancelled));
+            }
             now = match (step, owned) {
                 (Step::Fence, Some(owned)) => {
                     let fenced = self.cluster.fence(&owned).await.map(Some);
@@ -80,6 +87,7 @@ impl Tools {
                         let root = now.as_ref().and_then(|pv| pv::annotation(pv, pv::ROOT)).map(ToOwned::to_owned);
                         let claim = owned.claim.as_deref().cloned();
                         verified = Some(self.wipe(fence, target, root, claim, control, turn).await?);
+                        *wiped = true;
                         now
                     }
                     None => {
@@ -153,6 +161,11 @@ impl Tools {
         turn: Turn,
     ) -> Result<Verified, Ended> {
         let mut entry = (*target.record).clone();
+        // Until the end: a wipe by hand beside this one would be a second hand in the ledger.
+        let _lock = self.scribe.lock(entry.id).await.map_err(|error| match error {
+            StateDirError::EntryBusy(_) => Ended::NotWiped(WipeError::Busy(error.to_string())),
+            error => Ended::Ledger(error),
+        })?;
         let rules = target.rules.clone();
         let resume = entry.resume_point(&rules);
         let (pv, uid) = (target.pv.as_str().into(), target.uid.as_str().into());
@@ -200,6 +213,11 @@ impl Tools {
             verification,
             "Volume is wiped and verified"
         );
+        // An empty volume that was mounted in the place of another does not make that clean.
+        if !verified.is_the_recorded_one() {
+            info!(pv = target.pv, "An empty volume is in its place; the ledger goes on asking for the former one");
+            return Ok(verified);
+        }
         entry.state = State::Clean;
         entry.as_of = jiff::Timestamp::now();
         entry.sign(ledger::Receipt {
