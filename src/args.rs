@@ -3,7 +3,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use mooring::cli::wipe;
+use mooring::method::{self, Method, Verify, WipeRules};
 
 /// Local disks as Kubernetes persistent volumes.
 #[derive(Debug, Parser)]
@@ -18,6 +21,9 @@ pub enum Command {
     /// Publish and reclaim the volumes of this node (the default)
     #[command(args_override_self = true)]
     Agent(AgentArgs),
+    /// Wipe one volume by hand, with the agent's care and refusals
+    #[command(args_override_self = true)]
+    Wipe(WipeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +56,68 @@ pub struct AgentArgs {
     /// Accepted and not needed
     #[arg(long, hide = true)]
     pub config_sync_period: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct WipeArgs {
+    /// A block device, a link to one, or a directory that is a mount point
+    #[arg(value_name = "DEVICE|DIR")]
+    path: PathBuf,
+    /// How a device is wiped: auto, zero, discard, overwrite, signatures or command; a
+    /// directory is emptied
+    #[arg(long, default_value = "auto", value_name = "METHOD")]
+    method: String,
+    /// Passes of the methods zero (1) and overwrite (3)
+    #[arg(long, value_name = "N")]
+    passes: Option<u32>,
+    /// What is read back: none, sample or full
+    #[arg(long, default_value = "sample", value_parser = Verify::parse)]
+    verify: Verify,
+    /// The most that is written in a second, such as 200Mi
+    #[arg(long, value_name = "QUANTITY", value_parser = method::bandwidth)]
+    bandwidth: Option<u64>,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Ask nothing
+    #[arg(long, short = 'y')]
+    yes: bool,
+    /// The agent's state directory. Without this flag, /var/lib/mooring, if that is there
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Wipe the volume with this digest in spite of what the ledger says of it
+    #[arg(long, value_name = "DIGEST")]
+    force_identity: Option<String>,
+    /// Refuse a volume that has another digest
+    #[arg(long, value_name = "DIGEST")]
+    expect_identity: Option<String>,
+    /// After --, what the method command runs; its environment names the device
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl WipeArgs {
+    /// What they ask for.
+    ///
+    /// # Errors
+    /// clap's, for a method that can't be used so.
+    pub fn options(self) -> Result<wipe::Options, clap::Error> {
+        let usage = |text: &str| Cli::command().error(ErrorKind::ValueValidation, text);
+        if !self.command.is_empty() && self.method != "command" {
+            return Err(usage("a command is run by --method command only"));
+        }
+        let method = Method::new(&self.method, self.passes, Some(&self.command));
+        let method = method.map_err(|error| usage(&error.to_string()))?;
+        Ok(wipe::Options {
+            path: self.path,
+            rules: WipeRules { method, verify: self.verify, bandwidth: self.bandwidth, ..WipeRules::default() },
+            dry_run: self.dry_run,
+            yes: self.yes,
+            state_dir: self.state_dir,
+            forced: self.force_identity,
+            expected: self.expect_identity,
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -106,6 +174,12 @@ fn normalize(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<St
         out.push("agent".into());
     }
     while let Some(arg) = rest.next() {
+        if arg == "--" {
+            // What follows is somebody else's.
+            out.push(arg);
+            out.extend(rest);
+            break;
+        }
         let Some(text) = arg.to_str().filter(|text| text.starts_with('-') && text.len() > 1) else {
             out.push(arg);
             continue;
@@ -144,8 +218,49 @@ mod tests {
     fn agent(args: &[&str]) -> (AgentArgs, Vec<String>) {
         let all = std::iter::once("mooring").chain(args.iter().copied()).map(OsString::from);
         let (cli, ignored) = parse(all).expect("the flags are valid");
-        let Command::Agent(agent) = cli.command;
-        (agent, ignored)
+        match cli.command {
+            Command::Agent(agent) => (agent, ignored),
+            Command::Wipe(_) => panic!("it is the agent"),
+        }
+    }
+
+    fn wipe(line: &str) -> Result<wipe::Options, clap::Error> {
+        let (cli, _) = parse(["mooring", "wipe"].into_iter().chain(line.split(' ')).map(OsString::from))?;
+        match cli.command {
+            Command::Wipe(args) => args.options(),
+            Command::Agent(_) => panic!("it is a wipe"),
+        }
+    }
+
+    #[test]
+    fn a_wipe_is_asked_for_in_words_that_the_configuration_knows() {
+        let options = wipe("/dev/sdb").expect("a path is enough");
+        assert_eq!(options.rules, WipeRules::default());
+        assert!(!options.yes && !options.dry_run);
+        let options = wipe("--method zero --passes 2 --verify=full --bandwidth 200Mi -y /dev/sdb").expect("all valid");
+        let rules = WipeRules {
+            method: Method::Zero { passes: 2 },
+            verify: Verify::Full,
+            bandwidth: Some(200 << 20),
+            ..WipeRules::default()
+        };
+        assert_eq!((options.rules, options.yes), (rules, true));
+        let options = wipe("/dev/sdb --method command -- /bin/wipe -x=1 -logtostderr").expect("all valid");
+        let words = ["/bin/wipe", "-x=1", "-logtostderr"].map(str::to_owned).to_vec();
+        assert_eq!(options.rules.method, Method::Command(words), "its words are its own");
+        for bad in [
+            "--method zap /dev/sdb",
+            "--method command /dev/sdb",
+            "--passes 2 /dev/sdb",
+            "--method zero --passes 101 /dev/sdb",
+            "--verify maybe /dev/sdb",
+            "--bandwidth 1 /dev/sdb",
+            "/dev/sdb /dev/sdc",
+            "/dev/sdb -- /bin/wipe",
+            "--yes",
+        ] {
+            assert_eq!(wipe(bad).expect_err(bad).exit_code(), 2, "{bad}");
+        }
     }
 
     #[test]

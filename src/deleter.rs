@@ -29,7 +29,7 @@ use crate::pv::Seen;
 use crate::reclaim::{Fence, Unclaimed};
 use crate::verdict::{Reason, Verdict};
 
-pub use claim::{claim, inspect};
+pub use claim::{claim, claim_by_hand, inspect};
 pub use control::{Control, Phase};
 pub use look::{Blank, Offerable, blank, look};
 pub use tree::remove_contents;
@@ -37,36 +37,39 @@ pub use wipe::{Cursor, Job, Journal, MarkId, Unrecorded, read_mark};
 
 use wipe::Device;
 
-/// A volume that is ours alone: its PV is fenced, its identity was compared on the
-/// open file, and a device is held exclusively.
+/// A volume that is ours alone: its PV is fenced, or `L` is the leave to wipe it by hand
+/// ([`ByHand`](crate::by_hand::ByHand)); its identity was compared on the open file, and
+/// a device is held exclusively.
 #[derive(Debug)]
-pub struct Claimed {
-    fence: Fence,
+pub struct Claimed<L = Fence> {
+    leave: L,
     volume: OpenVolume,
     is_the_recorded_one: bool,
 }
 
 /// A claimed volume of which everything was overwritten or removed.
 #[derive(Debug)]
-pub struct Wiped {
-    claimed: Claimed,
+pub struct Wiped<L = Fence> {
+    claimed: Claimed<L>,
     began: Instant,
 }
 
 /// A wiped volume that was read back and found empty.
 #[derive(Debug)]
-pub struct Verified {
-    claimed: Claimed,
+pub struct Verified<L = Fence> {
+    claimed: Claimed<L>,
     receipt: Receipt,
 }
 
-impl Verified {
+impl Verified<Fence> {
     /// The fence that its PV is behind.
     #[must_use]
     pub fn fence(&self) -> &Fence {
-        &self.claimed.fence
+        &self.claimed.leave
     }
+}
 
+impl<L> Verified<L> {
     /// Whether it is the volume that was recorded, or one in its place that was empty.
     #[must_use]
     pub fn is_the_recorded_one(&self) -> bool {
@@ -228,12 +231,12 @@ impl WipeError {
 /// # Errors
 /// Why it was not wiped, or not found clean after. The volume is then as it was left: a
 /// device bears the job's mark.
-pub fn wipe(claimed: Claimed, mut job: Job<'_>, control: &Control) -> Result<Verified, WipeError> {
+pub fn wipe<L>(claimed: Claimed<L>, mut job: Job<'_>, control: &Control) -> Result<Verified<L>, WipeError> {
     let wiped = destroy(claimed, &mut job, control)?;
     verify::verify(wiped, &mut job, control)
 }
 
-fn destroy(claimed: Claimed, job: &mut Job<'_>, control: &Control) -> Result<Wiped, WipeError> {
+fn destroy<L>(claimed: Claimed<L>, job: &mut Job<'_>, control: &Control) -> Result<Wiped<L>, WipeError> {
     let began = Instant::now();
     control.check()?;
     match &claimed.volume {

@@ -20,24 +20,24 @@ use crate::pv::Claim;
 const QUEUE: usize = 256;
 /// The same Event is not sent again within this time.
 const REPEAT: Duration = Duration::from_secs(600);
-/// The API server takes no more bytes.
-const LONGEST_NOTE: usize = 1024;
+/// In bytes; Events of the newer form take no more than 1,024.
+const LONGEST_NOTE: usize = 1_000;
 /// The wipe of a volume begins; the Go provisioner's word.
 const VOLUME_DELETE: &str = "VolumeDelete";
 /// A volume was not wiped; the Go provisioner's word.
 const VOLUME_FAILED_DELETE: &str = "VolumeFailedDelete";
 /// A volume is wiped and verified.
 const VOLUME_WIPED: &str = "VolumeWiped";
+/// An admin's word was taken off a PV.
+pub const WORD_IGNORED: &str = "WordIgnored";
 /// Most volumes of the node were released at once.
 pub const MASS_RELEASE: &str = "MassRelease";
 /// The ledger can't be written.
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
-/// An admin's word was taken off without being acted on.
-pub const WORD_IGNORED: &str = "WordIgnored";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
 pub const REASONS: [&str; 6] =
-    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, MASS_RELEASE, LEDGER_NOT_WRITABLE, WORD_IGNORED];
+    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, WORD_IGNORED, MASS_RELEASE, LEDGER_NOT_WRITABLE];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 

@@ -340,14 +340,14 @@ impl Ledger {
     }
 }
 
-fn hash(uid: &str) -> u64 {
-    fnv1a_64(uid.bytes())
-}
-
 /// By what an entry is found: two that are about one volume, or may be, share a key.
 fn keys(identity: &Identity, path: &str) -> impl Iterator<Item = u64> {
     let path = fnv1a_64(b"path".iter().copied().chain(path.bytes()));
     identity.keys().into_iter().chain([path])
+}
+
+fn hash(uid: &str) -> u64 {
+    fnv1a_64(uid.bytes())
 }
 
 /// What is to become of a volume without a PV.

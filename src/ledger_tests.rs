@@ -160,5 +160,5 @@ fn only_the_very_same_identity_is_shared() {
     let of = |id| &ledger.get(EntryId(id)).expect("it is there").identity;
     assert!(Arc::ptr_eq(of(3), &seen));
     assert_eq!(*of(4), disk(2, 1 << 20).identity, "the same disk, but not all is as it was");
-    assert!(matches!(ledger.find(&seen, "/h/c/a"), Found::One(found) if found.id == EntryId(3)));
+    assert!(matches!(ledger.find(&seen, "/h/c/b"), Found::One(found) if found.id == EntryId(3)));
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mooring::admin::{self, View};
+use mooring::cli;
 use mooring::cluster::Cluster;
 use mooring::config::Config;
 use mooring::controller::{Controller, Parts};
@@ -26,19 +27,20 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use args::{AgentArgs, Command, LogFormat};
+use args::{AgentArgs, Command, LogFormat, WipeArgs};
 
 /// How often something that is missing at the start is looked for again.
 const RETRY: Duration = Duration::from_secs(5);
-/// Used when it is there and none is named.
-const DEFAULT_STATE_DIR: &str = "/var/lib/mooring";
 
 fn main() -> ExitCode {
     let (cli, ignored) = match args::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
         Err(error) => error.exit(),
     };
-    let Command::Agent(args) = cli.command;
+    let args = match cli.command {
+        Command::Agent(args) => args,
+        Command::Wipe(args) => return wipe(args),
+    };
     ioctl::keep_heap_small();
     start_logging(&args);
     if !ignored.is_empty() {
@@ -60,6 +62,22 @@ fn main() -> ExitCode {
     };
     // Not by returning: a thread that the kernel holds must not hold up the others.
     std::process::exit(code)
+}
+
+/// `mooring wipe`.
+fn wipe(args: WipeArgs) -> ExitCode {
+    let options = args.options().unwrap_or_else(|error| error.exit());
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
+    tracing_subscriber::registry().with(Targets::new().with_default(LevelFilter::WARN)).with(lines).init();
+    let code = match cli::wipe::run(&options) {
+        Ok(()) => 0,
+        Err(problem) => {
+            eprintln!("mooring wipe: {problem}");
+            problem.exit_code()
+        }
+    };
+    // A thread that the kernel holds must not hold up the exit.
+    std::process::exit(code.into())
 }
 
 fn start_logging(args: &AgentArgs) {
@@ -145,10 +163,10 @@ async fn read_config(directory: &Path, view: &watch::Sender<View>) -> Config {
 /// Opens the state directory: waits for as long as another agent has it or it can't be
 /// used. Without one, the ledger lives as long as this process.
 async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option<StateDir>, Ledger) {
-    let directory = named.unwrap_or(Path::new(DEFAULT_STATE_DIR));
+    let directory = named.unwrap_or(Path::new(cli::wipe::STATE_DIR));
     if named.is_none() && !directory.is_dir() {
         warn!(
-            directory = DEFAULT_STATE_DIR,
+            directory = cli::wipe::STATE_DIR,
             "No state directory: across a restart, a PV that was deleted by hand is offered again with its data, and a \
              wipe begins anew. Mount a host directory there, or name one by --state-dir"
         );

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::volume::Capacity;
+
 /// The most passes that can be asked for: more is a slip of the pen.
 pub const MAX_PASSES: u32 = 100;
 
@@ -91,6 +93,9 @@ pub enum MethodError {
     /// Too few or too many.
     #[error("{0:?} is no number of passes: use 1 to 100")]
     Passes(String),
+    /// It is no number of bytes, or too few.
+    #[error("{0:?}; expected bytes a second such as 200Mi, at least 1Mi")]
+    Bandwidth(String),
     /// Something was set that the method has not.
     #[error("{0}")]
     Misfit(&'static str),
@@ -205,6 +210,18 @@ impl fmt::Display for Method {
             _ => Ok(()),
         }
     }
+}
+
+/// A slower wipe would hardly ever end.
+const LEAST_BANDWIDTH: u64 = 1 << 20;
+
+/// Reads a bandwidth, in bytes per second: a quantity such as `200Mi`.
+///
+/// # Errors
+/// It is none, or less than `1Mi`.
+pub fn bandwidth(text: &str) -> Result<u64, MethodError> {
+    let bytes = Capacity::parse(text).map(Capacity::bytes).filter(|bytes| *bytes >= LEAST_BANDWIDTH);
+    bytes.ok_or_else(|| MethodError::Bandwidth(text.to_owned()))
 }
 
 impl Verify {

@@ -7,19 +7,22 @@ pub mod identity;
 pub mod ioctl;
 pub mod mountinfo;
 mod partition;
+mod patience;
 mod probe;
 mod scan;
 pub mod sysfs;
 mod watch;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use tokio::sync::watch as latest;
 
-use crate::discovery::Snapshot;
+use crate::discovery::{Observed, Snapshot};
 
 /// Takes a snapshot whenever something may have changed, on threads of its own.
 pub struct Scanner {
@@ -48,6 +51,15 @@ impl Scanner {
         self.waker.full.store(true, Ordering::Relaxed);
         self.waker.wake();
     }
+}
+
+/// Looks at one entry of a directory as the scan does. It can hang with the disk behind.
+///
+/// # Errors
+/// When the directory or the mount table can't be read.
+pub fn look_at(directory: &str, entry: &OsStr) -> io::Result<Observed> {
+    let mounts = mountinfo::MountTable::read()?;
+    Ok(probe::open_directory(directory)?.probe(entry, &mounts, None).1)
 }
 
 /// Wakes the scanner; many wakes before it gets to act are one.

@@ -418,20 +418,30 @@ fn a_pv_follows_the_size_of_its_volume_upwards_only() {
 
 #[test]
 fn a_quarantined_volume_is_looked_into_and_never_wiped_unasked() {
-    let quarantined = |word: Option<Word>| {
-        scene()
-            .with_pv(|owned| {
-                released(owned);
-                owned.quarantined = true;
-                owned.reclaim_policy = ReclaimPolicy::Retain;
-                owned.word = word;
-            })
-            .decides()
+    let quarantined = |word: Option<Word>, was_looked_into: bool| {
+        let mut scene = scene().with_pv(|owned| {
+            released(owned);
+            owned.quarantined = true;
+            owned.reclaim_policy = ReclaimPolicy::Retain;
+            owned.word = word;
+        });
+        if was_looked_into {
+            let pv = testing::owned_pv("a", "c").name;
+            scene.memory.failed(&pv, Verdict::new(Reason::Quarantined, "not empty"), false, scene.now, 0.0);
+        }
+        scene.decides()
     };
-    let (action, verdict) = quarantined(None);
+    let (action, verdict) = quarantined(None, false);
     assert!(matches!(action, Some(Action::FreeIfBlank { .. })), "{action:?}");
     assert_eq!(verdict.reason, Reason::Quarantined);
-    assert!(matches!(quarantined(Some(Word::Wipe)).0, Some(Action::Reclaim(_))));
+    let (action, verdict) = quarantined(None, true);
+    assert_eq!(action, None);
+    assert!(verdict.detail.ends_with("not empty"), "{verdict}");
+    // An admin's word does not wait for the next look into it.
+    for was_looked_into in [false, true] {
+        assert!(matches!(quarantined(Some(Word::Wipe), was_looked_into).0, Some(Action::Reclaim(_))));
+        assert!(matches!(quarantined(Some(Word::Keep), was_looked_into).0, Some(Action::Keep(_))));
+    }
 }
 
 #[test]

@@ -160,7 +160,7 @@ impl StateDir {
         self.ask(|done| Request::Changed { done })
     }
 
-    /// Reads all entries again.
+    /// Reads all entries again. What others have written stays news for [`StateDir::changed`].
     pub fn read(&self) -> Answer<Ledger> {
         self.ask(|done| Request::Read { done })
     }

@@ -3,11 +3,7 @@
 
 use serde::Deserialize;
 
-use crate::method::{Method, Verify, WipeRules};
-use crate::volume::Capacity;
-
-/// A slower wipe would hardly ever end.
-const LEAST_BANDWIDTH: u64 = 1 << 20;
+use crate::method::{self, Method, Verify, WipeRules};
 
 /// What becomes of a volume that has not been seen before, and may hold anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,9 +58,8 @@ pub fn rules(command: Option<&[String]>, raw: Option<RawWipe>) -> Result<WipeRul
         rules.verify = Verify::parse(&text).map_err(|error| ("wipe.verify", error.to_string()))?;
     }
     if let Some(text) = raw.bandwidth {
-        let bytes = Capacity::parse(&text).map(Capacity::bytes).filter(|bytes| *bytes >= LEAST_BANDWIDTH);
-        let problem = || ("wipe.bandwidth", format!("{text:?}; expected bytes a second such as 200Mi, at least 1Mi"));
-        rules.bandwidth = Some(bytes.ok_or_else(problem)?);
+        let bytes = method::bandwidth(&text).map_err(|error| ("wipe.bandwidth", error.to_string()))?;
+        rules.bandwidth = Some(bytes);
     }
     Ok(rules)
 }

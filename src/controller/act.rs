@@ -246,6 +246,10 @@ impl Tools {
         let blank = on_thread(check).await?;
         if blank.is_the_recorded_one() {
             entry.state = State::Clean;
+            if let Some(known) = self.scribe.on_disk(entry.id).await {
+                // Among them that of the wipe by hand that has emptied it.
+                entry.receipts = known.receipts;
+            }
             self.scribe.record(entry).await.map_err(Ended::Ledger)?;
         }
         info!(pv, "Quarantined volume is found empty; it is offered anew");

@@ -60,6 +60,11 @@ impl Scribe {
         }
     }
 
+    /// The entry as it is in the state directory, where others may have written it.
+    pub async fn on_disk(&self, id: EntryId) -> Option<Entry> {
+        self.directory.as_ref()?.read().await.ok()?.get(id).cloned()
+    }
+
     /// The entries that others have written.
     pub async fn changed(&self) -> Result<Vec<Entry>, StateDirError> {
         match &self.directory {

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 
 use super::{Claimed, OpenVolume, WipeError, tree};
+use crate::by_hand::ByHand;
 use crate::identity::{Comparison, DeviceIdentity, DeviceNumber, Identity};
 use crate::node::mountinfo::MountTable;
 use crate::node::sysfs::Sysfs;
@@ -21,7 +22,16 @@ use crate::reclaim::Fence;
 /// It is gone, not mounted, busy, another one, or can't be opened.
 pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
     let Opened { volume, is_the_recorded_one } = open(target, Intent::Claim)?;
-    Ok(Claimed { fence, volume, is_the_recorded_one })
+    Ok(Claimed { leave: fence, volume, is_the_recorded_one })
+}
+
+/// As [`claim`], for a volume without a PV, at an admin's hand.
+///
+/// # Errors
+/// As [`claim`].
+pub fn claim_by_hand(leave: ByHand, target: &Target) -> Result<Claimed<ByHand>, WipeError> {
+    let Opened { volume, is_the_recorded_one } = open(target, Intent::Claim)?;
+    Ok(Claimed { leave, volume, is_the_recorded_one })
 }
 
 /// Makes sure that [`claim`] would succeed now, and changes nothing.

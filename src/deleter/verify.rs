@@ -23,7 +23,7 @@ const SAMPLES: u64 = 4096;
 ///
 /// # Errors
 /// What was found, or why it couldn't be read.
-pub fn verify(wiped: Wiped, job: &mut Job<'_>, control: &Control) -> Result<Verified, WipeError> {
+pub fn verify<L>(wiped: Wiped<L>, job: &mut Job<'_>, control: &Control) -> Result<Verified<L>, WipeError> {
     let Wiped { claimed, began } = wiped;
     let (bytes, verification, method) = match &claimed.volume {
         OpenVolume::Directory(root) => {

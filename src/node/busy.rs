@@ -10,7 +10,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags};
 
 use super::mountinfo::{Mount, MountTable, unescape};
 use super::sysfs::{Block, Sysfs, device_number, is_remote, number_in};
-use super::{ioctl, partition};
+use super::{ioctl, partition, patience};
 use crate::identity::{DeviceNumber, is_within};
 
 /// A device with its partitions, and if it is one, its disk.
@@ -107,7 +107,9 @@ fn backing(sysfs: &Sysfs, mounts: &MountTable, family: &Family, device: &Block) 
         return None;
     }
     let node = partition::open_node(device, device.number()?).ok()??;
-    ioctl::loop_backing(node.as_fd()).ok().filter(|packed| *packed != 0).map(device_number)
+    // One that does not answer waits for the server of a file: it is on no device.
+    let packed = patience::ask(&device.name(), move || ioctl::loop_backing(node.as_fd()))?;
+    packed.ok().filter(|packed| *packed != 0).map(device_number)
 }
 
 fn held_by(sysfs: &Sysfs, family: &Family) -> Option<String> {

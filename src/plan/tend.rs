@@ -121,7 +121,7 @@ fn reclaim(
         let detail = format!("not wiped: {}", publish::same_volume(rival));
         return Verdict::new(Reason::DuplicateOf, detail);
     }
-    if let Some(verdict) = held(world, owned, plan).or_else(|| waiting(world, &owned.name, plan)) {
+    if let Some(verdict) = held(world, owned, plan).or_else(|| delayed(world, owned, plan)) {
         return verdict;
     }
     if let Some(trouble) = world.ledger_trouble {
@@ -189,10 +189,17 @@ fn held(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> 
     wait(plan, left, "wipeAfter".to_owned())
 }
 
+/// The setback that is being waited out. An admin's word does not wait for the next time
+/// that it is looked whether a quarantined volume is empty.
+fn delayed(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> {
+    let is_settled = |verdict: &Verdict| owned.word.is_some() && verdict.reason == Reason::Quarantined;
+    waiting(world, &owned.name, plan).filter(|verdict| !is_settled(verdict))
+}
+
 /// A volume that is there and is not to be wiped: an admin's word on it, or what has
 /// changed about it.
 fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Candidate, plan: &mut Plan) -> Verdict {
-    if owned.terminating || waiting(world, &owned.name, plan).is_some() {
+    if owned.terminating || delayed(world, owned, plan).is_some() {
         let told = |_: &&Setback| !(owned.quarantined && owned.phase == Phase::Released);
         return world
             .memory

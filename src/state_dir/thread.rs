@@ -39,10 +39,7 @@ pub fn serve(mut home: Home, mut seen: Seen, requests: &Receiver<Request>) {
                 // An answer that nobody waits for any more takes its lock along.
                 Request::LockEntry { id, done } => drop(done.send(home.lock_entry(id))),
                 Request::Changed { done } => drop(done.send(load::changed(&home, &mut seen))),
-                Request::Read { done } => drop(done.send(load::load(&home).map(|(ledger, now)| {
-                    seen = now;
-                    ledger
-                }))),
+                Request::Read { done } => drop(done.send(load::load(&home).map(|(ledger, _)| ledger))),
                 Request::RewriteAll { entries, done } => {
                     drop(done.send(rewrite_all(&mut home, &mut seen, entries)));
                 }

@@ -138,7 +138,7 @@ impl Scene {
     }
 
     /// Waits until each volume has been wiped, and its rival has got it.
-    async fn is_wiped_for_the_rivals(self) {
+    async fn end_with_a_wipe_for_the_rivals(self) {
         for volume in &self.volumes {
             let rival = volume.rival.as_ref().expect("it was attacked").uid();
             let is_its = |pv: &PersistentVolume| {
@@ -220,10 +220,11 @@ fn watch_claims(
             let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
             let pv = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_ref());
             let Some(disk) = pv.and_then(|pv| disks.get(pv)) else { continue };
-            if phase == Some("Bound") && !tenants.contains(&claim.uid()) {
-                if let Some(place) = first_not_zero(disk) {
-                    note(&faults, format!("{} has got a volume that is not zero at {place}", claim.name_any()));
-                }
+            if phase == Some("Bound")
+                && !tenants.contains(&claim.uid())
+                && let Some(place) = first_not_zero(disk)
+            {
+                note(&faults, format!("{} has got a volume that is not zero at {place}", claim.name_any()));
             }
         }
     }
@@ -315,7 +316,7 @@ async fn fenced_by_an_agent_that_died(tag: &str, deleted: bool) {
     }
     scene.attack(true, "{}").await;
     scene.agent = start_with(&scene.node, &[(&scene.class, &scene.disks, SLOW)], &[]);
-    scene.is_wiped_for_the_rivals().await;
+    scene.end_with_a_wipe_for_the_rivals().await;
 }
 
 #[tokio::test]
@@ -328,6 +329,6 @@ async fn while_it_waits_for_its_turn_and_in_the_middle_of_its_wipe_nobody_gets_t
         }
         scene.agent.wait_log("Wipe begins", SOON).await;
         scene.attack(true, "{}").await;
-        scene.is_wiped_for_the_rivals().await;
+        scene.end_with_a_wipe_for_the_rivals().await;
     }
 }

@@ -29,6 +29,7 @@ mod root_facts;
 mod startup;
 mod stop;
 mod tenancy;
+mod wipe_cli;
 mod wipe_command;
 mod wipe_device;
 mod wipe_interrupted;

@@ -1,0 +1,3 @@
+//! The commands besides the agent.
+
+pub mod wipe;
