@@ -365,7 +365,7 @@ impl Controller {
         }
         if let Some(trouble) = self.books.take_new_trouble() {
             let about = About::Node(self.node_name.clone());
-            self.tools.events.send(events::Event::warning(about, "LedgerNotWritable", trouble));
+            self.tools.events.send(events::Event::warning(about, events::LEDGER_NOT_WRITABLE, trouble));
         }
         let plan = plan::plan(&World {
             config: &self.config,

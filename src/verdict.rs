@@ -97,21 +97,29 @@ impl Reason {
         }
     }
 
-    /// Whether it needs a person's attention: there is an Event of this reason.
+    /// Whether an admin should hear of it by an Event of this reason. What is nothing to
+    /// hear of where no volume was ever offered is a volume that is missing where a PV
+    /// offers it.
     #[must_use]
-    pub fn is_told_by_event(self) -> bool {
-        matches!(
-            self,
+    pub fn is_told_by_event(self, has_pv: bool) -> bool {
+        match self {
             Self::Dirty
-                | Self::Quarantined
-                | Self::Busy
-                | Self::IdentityChanged
-                | Self::Unresponsive
-                | Self::Vanished
-                | Self::Shrunk
-                | Self::Refused
-                | Self::PathInUse
-        )
+            | Self::Quarantined
+            | Self::Busy
+            | Self::IdentityChanged
+            | Self::Unresponsive
+            | Self::Vanished
+            | Self::Shrunk
+            | Self::Refused
+            | Self::PathInUse => true,
+            Self::NotAMountPoint | Self::ModeMismatch | Self::ZeroCapacity | Self::Unsupported => has_pv,
+            Self::Published
+            | Self::Pending
+            | Self::NoStorageClass
+            | Self::ExcludedByPattern
+            | Self::DuplicateOf
+            | Self::Wiping => false,
+        }
     }
 
     /// What an admin can do about it; empty where nothing needs doing.

@@ -52,12 +52,10 @@ impl Teller {
     }
 }
 
-/// Whether an admin should hear of it. What is nothing to hear of where no volume was ever
-/// offered is a volume that is missing where a PV offers it. Who is in the way is told by
-/// [`Teller::tell_busy`].
+/// Whether an admin should hear of it at once. Who is in the way is told by `tell_busy`.
 fn is_alarming(entry: &EntryStatus) -> bool {
     let reason = entry.verdict.reason;
-    (reason.is_told_by_event() && reason != Reason::Busy) || (entry.pv.is_some() && is_missing(reason))
+    reason != Reason::Busy && reason.is_told_by_event(entry.pv.is_some())
 }
 
 /// Whether the volume is not there.

@@ -129,8 +129,8 @@ fn all_zero(device: &Device<'_>, range: Range<u64>, buffer: &mut Buffer, control
     Ok(())
 }
 
-/// What to read of the data: all of a little, else both ends, and between them a random block of each part,
-/// in order, so that a rotating disk need not go back.
+/// What to read of the data: all of a little, else both ends, and between them a random
+/// block of each part, in order, so that a rotating disk need not go back.
 fn sample(data: Range<u64>, block: u64, mut random: impl FnMut() -> u64) -> impl Iterator<Item = Range<u64>> {
     let size = data.end - data.start;
     let end = if size <= SMALL { size } else { END }.next_multiple_of(block);

@@ -86,10 +86,9 @@ impl OpenDirectory {
                 {
                     return Ok((key, observed.clone()));
                 }
-                let sighting = self.mount_point(name, mounts)?;
+                let observed = Observed::MountPoint(self.mount_point(name, mounts)?);
                 // A mount that the table did not show yet is looked at again.
-                let is_complete = matches!(&*sighting.identity, Identity::Mount(mount) if mount.root.is_some());
-                return Ok((key.filter(|_| is_complete), Observed::MountPoint(sighting)));
+                return Ok((key.filter(|_| is_complete(&observed)), observed));
             }
             FileType::Directory => Observed::PlainDirectory,
             FileType::BlockDevice => return device(&stat, known),
@@ -121,6 +120,16 @@ impl OpenDirectory {
         let mount = identity::of_mount(&sysfs, &fd, &identity::stat_fd(&fd)?, mounts)?;
         let below = identity::below_mount(&sysfs, &mount).into();
         Ok(Sighting { below, ..Sighting::new(Identity::Mount(mount), bytes) })
+    }
+}
+
+/// Whether a mount was in the table by which it was looked at.
+pub fn is_complete(observed: &Observed) -> bool {
+    match observed {
+        Observed::MountPoint(sighting) => {
+            !matches!(&*sighting.identity, Identity::Mount(mount) if mount.root.is_none())
+        }
+        _ => true,
     }
 }
 

@@ -128,7 +128,9 @@ impl Scan {
                 Listing::Failed(_) => None,
                 Listing::Unresponsive => continue,
             };
-            self.watches.rearm(directory, seen);
+            if self.watches.rearm(directory, seen) {
+                self.waker.wake();
+            }
         }
     }
 
@@ -263,7 +265,7 @@ impl Worker {
 
     /// Ends early when nobody listens any more.
     fn pass(&self) {
-        let mounts = MountTable::read().unwrap_or_default();
+        let mut mounts = MountTable::read().unwrap_or_default();
         for directory in &self.directories {
             if self.skip.contains(&(directory.clone(), None)) {
                 continue;
@@ -284,7 +286,12 @@ impl Worker {
                     continue;
                 }
                 let known = self.known.get(directory).and_then(|known| known.get(&name));
-                let (key, observed) = opened.probe(&name, &mounts, known);
+                let (mut key, mut observed) = opened.probe(&name, &mounts, known);
+                if !probe::is_complete(&observed) {
+                    // It was mounted after the table was read.
+                    mounts = MountTable::read().unwrap_or_default();
+                    (key, observed) = opened.probe(&name, &mounts, known);
+                }
                 if self.reports.send(Report::Probed(key, observed)).is_err() {
                     return;
                 }

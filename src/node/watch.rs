@@ -45,8 +45,9 @@ impl Watches {
     /// Watches the directory that the scan has just seen at the path (`None`: none), and
     /// the nearest one above it. Done at each scan: to watch again what is watched
     /// costs nothing, and a watch can be lost without a word, as by a directory that was
-    /// removed and made again, even with the same inode.
-    pub fn rearm(&mut self, directory: &str, seen: Option<Fingerprint>) {
+    /// removed and made again, even with the same inode. Returns whether it is another
+    /// directory than before: what came into it before it was watched is not known then.
+    pub fn rearm(&mut self, directory: &str, seen: Option<Fingerprint>) -> bool {
         let path = Path::new(directory);
         let before = self.armed.insert(directory.to_owned(), seen).flatten();
         if before.is_some() && before != seen {
@@ -63,6 +64,7 @@ impl Watches {
         {
             debug!(%error, directory = %above.display(), "Directory above a discovery directory can't be watched");
         }
+        before != seen
     }
 }
 

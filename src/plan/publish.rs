@@ -73,10 +73,6 @@ fn try_offer(
         let detail = format!("class {} comes first in the order of names", rival.class);
         return refused(Reason::DuplicateOf, if first { detail } else { same_volume(rival) });
     }
-    if let Some(other) = offered_by.pv_of(&candidate.sighting.identity) {
-        let detail = format!("PV {} offers the same volume, at {}", other.name, other.path);
-        return refused(Reason::DuplicateOf, detail);
-    }
     if let Some(pv) = world.foreign.get(&finding.host_path) {
         return refused(Reason::PathInUse, format!("PV {pv}, which is not ours, names the path"));
     }
@@ -88,6 +84,10 @@ fn try_offer(
     }
     if world.memory.in_flight.contains(&name) {
         return Ok(Verdict::new(Reason::Pending, "its PV is being made"));
+    }
+    if let Some(other) = offered_by.pv_of(&candidate.sighting.identity) {
+        let detail = format!("PV {} offers the same volume, at {}", other.name, other.path);
+        return refused(Reason::DuplicateOf, detail);
     }
     if let Some(verdict) = waiting(world, &name, plan) {
         return Ok(verdict);

@@ -143,10 +143,10 @@ fn every_event_and_annotation_is_documented_for_the_admin() {
     let rows = rows(page.split("\n## Events\n").nth(1).expect("it has a part about Events"));
     let documented: BTreeSet<&str> =
         rows.iter().map(|(cell, _)| cell.as_str()).filter(|cell| !cell.starts_with("mooring.dev/")).collect();
-    let verdicts = Reason::ALL.into_iter().filter(|reason| reason.is_told_by_event()).map(Reason::as_str);
+    let verdicts = Reason::ALL.into_iter().filter(|reason| reason.is_told_by_event(true)).map(Reason::as_str);
     assert_eq!(documented, events::REASONS.into_iter().chain(verdicts).collect());
     // Without a remedy nobody need hear of it.
-    assert!(Reason::ALL.iter().all(|reason| !reason.is_told_by_event() || !reason.remedy().is_empty()));
+    assert!(Reason::ALL.iter().all(|reason| !reason.is_told_by_event(true) || !reason.remedy().is_empty()));
     let names = code(&page);
     for name in [
         pv::NODE_LABEL,
