@@ -208,10 +208,12 @@ async fn on_a_filesystem_that_failed_nothing_is_offered_or_wiped() {
 async fn not_wiped_without_its_record(tag: &str, other: usize) {
     let mut scene = Scene::new(tag, "Delete").await;
     scene.stores.remove(other);
+    // On a full filesystem the entry can still be locked: its record is what fails.
+    Fault::Full.prepare(&scene);
     scene.begin();
     let used = scene.use_all().await;
     scene.wait_ledger("used").await;
-    Fault::File.strike(&scene);
+    Fault::Full.strike(&scene);
     let steps = async {
         let store = &scene.stores[0];
         scene.node.release(&used[0].1).await;
@@ -222,7 +224,7 @@ async fn not_wiped_without_its_record(tag: &str, other: usize) {
         assert!(now.metadata.deletion_timestamp.is_some(), "the fence is up: no claim can get at it");
         assert!(store.has_secret());
         assert!(!store.disk.read_all().starts_with(b"mooring"), "it is not even marked");
-        Fault::File.mend(&scene);
+        Fault::Full.mend(&scene);
         wiped_and_offered(&scene, &used).await;
     };
     scene.never_offered(steps).await;
