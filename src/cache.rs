@@ -5,11 +5,9 @@
 pub mod feed;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::PersistentVolume;
 
-use crate::ledger::{EntryId, Ledger};
 use crate::pv::{self, Decoded, OwnedPv};
 use crate::volume::{NodeFacts, StorageClassFacts};
 
@@ -61,16 +59,6 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Keeps one copy of each identity that the ledger has, too.
-    pub fn share_identities(&mut self, ledger: &Ledger) {
-        for owned in self.owned.values_mut() {
-            let entry = owned.entry.and_then(|id| ledger.get(EntryId(id)));
-            if let Some(entry) = entry.filter(|entry| owned.identity.as_ref() == Some(&entry.identity)) {
-                owned.identity = Some(Arc::clone(&entry.identity));
-            }
-        }
-    }
-
     /// Takes over a change; says whether it changed anything.
     pub fn apply(&mut self, event: Event) -> bool {
         match event {

@@ -1,11 +1,9 @@
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Cache, Event};
-use crate::ledger::{Entry, EntryId, Ledger};
 use crate::pv::{self, Decoded, ForeignPath, OwnedPv, Phase};
 use crate::testing;
 use crate::volume::ReclaimPolicy;
@@ -161,23 +159,4 @@ fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_pv_back() {
     assert!(cache.suspects().contains(&name));
     cache.learn(&answer, false);
     assert!(cache.suspects().contains(&name), "it is still to be looked at");
-}
-
-#[test]
-fn a_pv_shares_the_identity_of_its_ledger_entry_if_it_is_the_very_same() {
-    let entry = |id, minor| {
-        let identity = testing::disk(minor, 1 << 26).identity;
-        Entry::new(EntryId(id), "c", "/h/c/a", identity, Timestamp::UNIX_EPOCH)
-    };
-    let (same, other) = (entry(1, 1), entry(2, 2));
-    let ledger = Ledger::new([same.clone(), other], 0);
-    let mut cache = Cache::default();
-    for (name, id) in [("a", 1), ("b", 2)] {
-        cache.apply(seen(OwnedPv { entry: Some(id), ..testing::owned_pv(name, "c") }));
-    }
-    let before: Vec<_> = cache.owned().values().cloned().collect();
-    cache.share_identities(&ledger);
-    let shared = |pv: &&OwnedPv| pv.identity.as_ref().is_some_and(|identity| Arc::ptr_eq(identity, &same.identity));
-    assert_eq!(cache.owned().values().filter(shared).map(|pv| pv.entry).collect::<Vec<_>>(), [Some(1)]);
-    assert_eq!(cache.owned().values().cloned().collect::<Vec<_>>(), before);
 }

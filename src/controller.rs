@@ -246,8 +246,6 @@ impl Controller {
         }
         self.calls_since_settled = 0;
         self.unsettled_since = None;
-        self.books.share_identities(&self.findings);
-        self.cache.share_identities(self.books.ledger());
         ioctl::release_free_memory();
     }
 
@@ -271,13 +269,19 @@ impl Controller {
         }
         self.findings = discovery::discover(&self.config, &snapshot);
         self.unseen = discovery::unseen(&self.config, &snapshot);
+        if self.snapshot.is_none() {
+            self.books.share_identities(&self.findings);
+        }
         self.snapshot = Some(snapshot);
         self.dirty = true;
     }
 
     fn take_events(&mut self, first: Event) {
         let mut next = Some(first);
-        while let Some(event) = next {
+        while let Some(mut event) = next {
+            if let Event::Pv(Decoded::Owned(owned)) | Event::Swept(Decoded::Owned(owned)) = &mut event {
+                self.books.ledger().lend(owned);
+            }
             match &event {
                 Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
                 Event::Pv(Decoded::Owned(owned)) | Event::PvListed(Decoded::Owned(owned)) => {

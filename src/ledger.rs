@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::{Comparison, Identity};
 use crate::method::WipeRules;
-use crate::pv::Claim;
+use crate::pv::{Claim, OwnedPv};
 use crate::volume::fnv1a_64;
 
 /// How many receipts of past wipes an entry keeps.
@@ -235,7 +235,8 @@ impl Entry {
 /// All entries.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    entries: BTreeMap<EntryId, Entry>,
+    /// Boxed: the nodes of the map are half empty.
+    entries: BTreeMap<EntryId, Box<Entry>>,
     /// By hashes: of the keys of their identities, and of the UIDs of their PVs.
     by_key: BTreeSet<(u64, EntryId)>,
     by_uid: BTreeSet<(u64, EntryId)>,
@@ -274,7 +275,7 @@ impl Ledger {
         }
         self.by_key.extend(keys(&entry.identity, &entry.path).map(|key| (key, entry.id)));
         self.by_uid.extend(entry.state.uid().map(|uid| (hash(uid), entry.id)));
-        self.entries.insert(entry.id, entry);
+        self.entries.insert(entry.id, Box::new(entry));
     }
 
     /// What is known of the volume at that path. When several entries are about it, the
@@ -311,7 +312,16 @@ impl Ledger {
 
     fn listed<'a>(&'a self, index: &'a BTreeSet<(u64, EntryId)>, key: u64) -> impl Iterator<Item = &'a Entry> {
         let ids = index.range((key, EntryId(0))..=(key, EntryId(u128::MAX))).map(|(_, id)| id);
-        ids.filter_map(|id| self.entries.get(id))
+        ids.filter_map(|id| self.get(*id))
+    }
+
+    /// Lets the PV have the copy of its entry's identity, if its own is the very same: there
+    /// may be thousands.
+    pub fn lend(&self, owned: &mut OwnedPv) {
+        let entry = owned.entry.and_then(|id| self.get(EntryId(id)));
+        if let Some(entry) = entry.filter(|entry| owned.identity.as_ref() == Some(&entry.identity)) {
+            owned.identity = Some(Arc::clone(&entry.identity));
+        }
     }
 
     /// Keeps one copy of an identity that is the very same as that of an entry.
@@ -324,12 +334,12 @@ impl Ledger {
     /// The entry of that name.
     #[must_use]
     pub fn get(&self, id: EntryId) -> Option<&Entry> {
-        self.entries.get(&id)
+        self.entries.get(&id).map(|entry| &**entry)
     }
 
     /// All entries, in the order of their names.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.values()
+        self.entries.values().map(|entry| &**entry)
     }
 
     /// How many entries can't be read. While there are any, a volume without an entry may

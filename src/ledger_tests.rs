@@ -3,7 +3,7 @@
 use super::file::{FileError, read, write};
 use super::*;
 use crate::identity::{MountIdentity, Uuid};
-use crate::testing::{disk, mount};
+use crate::testing::{disk, mount, owned_pv};
 
 fn entry(id: u128, minor: u32, state: State) -> Entry {
     let identity = disk(minor, 1 << 20).identity;
@@ -161,4 +161,18 @@ fn only_the_very_same_identity_is_shared() {
     assert!(Arc::ptr_eq(of(3), &seen));
     assert_eq!(*of(4), disk(2, 1 << 20).identity, "the same disk, but not all is as it was");
     assert!(matches!(ledger.find(&seen, "/h/c/b"), Found::One(found) if found.id == EntryId(3)));
+}
+
+#[test]
+fn a_pv_is_lent_the_identity_of_its_entry_if_it_is_the_very_same() {
+    let ledger = Ledger::new([entry(1, 1, State::Clean), entry(2, 2, State::Clean)], 0);
+    let own = disk(1, 1 << 20).identity;
+    for (id, is_lent) in [(1, true), (2, false), (3, false)] {
+        let mut owned = owned_pv("a", "c");
+        (owned.entry, owned.identity) = (Some(id), Some(Arc::clone(&own)));
+        let before = owned.clone();
+        ledger.lend(&mut owned);
+        assert_eq!(owned, before);
+        assert_eq!(owned.identity.is_some_and(|identity| Arc::ptr_eq(&identity, &own)), !is_lent, "{id}");
+    }
 }
