@@ -238,6 +238,13 @@ async fn a_wipe_that_was_killed_in_its_middle_is_not_begun_anew() {
     node.clean_up().await;
 }
 
+/// Whether a thread that wipes waits for a disk, uninterruptibly.
+fn a_wipe_is_held(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    stats.into_iter().any(|stat| stat.contains("(wipe-") && stat.contains(") D "))
+}
+
 #[tokio::test]
 async fn an_agent_that_the_kernel_holds_leaves_its_node_to_the_next_one() {
     // Dropped last: the kernel keeps it until the disk answers.
@@ -256,6 +263,11 @@ async fn an_agent_that_the_kernel_holds_leaves_its_node_to_the_next_one() {
     frozen.freeze(true);
     node.release(&claim).await;
     first.wait_log("Wipe begins", SOON).await;
+    let deadline = Instant::now() + SOON;
+    while !a_wipe_is_held(first.pid()) {
+        assert!(Instant::now() < deadline, "the kernel does not hold the thread that wipes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 
     let begun = Instant::now();
     first.signal(Signal::SIGTERM);
