@@ -246,7 +246,12 @@ impl Site {
         let free = json!({ "metadata": { "finalizers": null } });
         let api: Api<PersistentVolume> = Api::all(self.node.client());
         // Terminating, it goes with its finalizers.
-        self.node.patch_pv(&pv.name_any(), free).await.expect("finalizers can be removed");
+        match self.node.patch_pv(&pv.name_any(), free).await {
+            Ok(_) => {}
+            // Gone by itself meanwhile.
+            Err(kube::Error::Api(status)) if status.code == 404 => return,
+            Err(error) => panic!("finalizers can't be removed: {error}"),
+        }
         let _ = api.delete(&pv.name_any(), &DeleteParams::default()).await;
         self.lost.fetch_add(1, Ordering::Relaxed);
     }
