@@ -8,7 +8,7 @@ mod wipe;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::NodeSelectorTerm;
+use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -38,6 +38,13 @@ pub struct Config {
     /// `withdrawAfter`: how long the volume of an unclaimed PV may be gone before the PV is
     /// removed.
     pub withdraw_after: Duration,
+    /// `useJobForCleaning`: block devices are wiped by a Job, not by the agent.
+    pub use_job_for_cleaning: bool,
+    /// `jobTolerations`: the tolerations of those Jobs.
+    pub job_tolerations: Vec<Toleration>,
+    /// `provisionerNotReadyNodeTaintKey`, with `removeNodeNotReadyTaint`: the key of the
+    /// taint that is taken off the Node once its volumes are published.
+    pub start_up_taint: Option<String>,
 }
 
 /// One entry of `storageClassMap`.
@@ -166,6 +173,13 @@ impl Config {
             },
             withdraw_after: value::<String>(files, "withdrawAfter")?
                 .map_or(Ok(Duration::from_secs(30)), |text| duration("withdrawAfter", &text))?,
+            use_job_for_cleaning: value(files, "useJobForCleaning")?.unwrap_or(false),
+            job_tolerations: value(files, "jobTolerations")?.unwrap_or_default(),
+            start_up_taint: value::<bool>(files, "removeNodeNotReadyTaint")?
+                .unwrap_or(false)
+                .then(|| value::<String>(files, "provisionerNotReadyNodeTaintKey"))
+                .transpose()?
+                .flatten(),
         })
     }
 
