@@ -25,7 +25,7 @@ use crate::ledger::{Entry, Ledger, State};
 use crate::memory::Memory;
 use crate::method::WipeRules;
 use crate::pv::{OwnedPv, Phase, Seen, Volume};
-use crate::reclaim::Unclaimed;
+use crate::reclaim::{Begun, Unclaimed};
 use crate::verdict::{Reason, Verdict};
 use crate::volume::{Capacity, NodeFacts, StorageClassFacts};
 
@@ -202,6 +202,8 @@ pub struct Target {
     pub pv: String,
     /// UID of the PV.
     pub uid: String,
+    /// UID of the claim whose data is to be wiped; empty where there is none.
+    pub claim: Box<str>,
     /// The discovery directory as this process sees it.
     pub mount_dir: String,
     /// Name of the entry in it.
@@ -219,6 +221,14 @@ pub struct Target {
     pub disks: Box<[DeviceNumber]>,
     /// What the ledger says of it.
     pub record: Box<Entry>,
+}
+
+impl Target {
+    /// What its reclaim is begun for.
+    #[must_use]
+    pub fn begun(&self) -> Begun<'_> {
+        Begun { uid: &self.uid, claim: &self.claim }
+    }
 }
 
 /// Decides.

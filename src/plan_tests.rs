@@ -291,10 +291,14 @@ fn a_released_pv_whose_claim_ref_was_changed_is_not_wiped_without_a_word() {
     for (last, word, wiped) in
         [("claim-uid", None, true), ("another", None, false), ("another", Some(Word::Wipe), true)]
     {
-        let scene = scene().with_state(used_by(last)).with_pv(|owned| {
+        let mut scene = scene().with_state(used_by(last)).with_pv(|owned| {
             released(owned);
             owned.word = word;
         });
+        // It stays so, whatever was noted of it.
+        for entry in scene.plan().records {
+            scene.ledger.insert(entry);
+        }
         let (action, verdict) = scene.decides();
         assert_eq!(matches!(action, Some(Action::Reclaim(_))), wiped, "{last}: {verdict}");
         assert_eq!(verdict.detail.contains("claimRef"), !wiped, "{verdict}");

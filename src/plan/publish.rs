@@ -105,6 +105,7 @@ fn try_offer(
     let target = Target {
         pv: volume.name.clone(),
         uid: String::new(),
+        claim: Box::default(),
         mount_dir: class.mount_dir.clone(),
         entry: finding.entry.clone(),
         identity: candidate.sighting.identity.clone(),

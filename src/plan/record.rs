@@ -53,6 +53,7 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
         }
         // Retired at an admin's word, and on its way out.
         Phase::Released | Phase::Failed if is_being_retired(known, owned) => None,
+        Phase::Released | Phase::Failed if knows_its_last_claim(known, owned) => None,
         Phase::Bound | Phase::Released | Phase::Failed => used(claim()),
         Phase::Pending => None,
         Phase::Available if owned.terminating => None,
@@ -73,6 +74,12 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
             _ => Some(State::Offered { pv, uid: Some(uid), since: owned.since }),
         },
     }
+}
+
+/// Whether the ledger has the claim that was last bound to the PV. Another one that a PV
+/// names without being Bound may never have had it, or be about to.
+fn knows_its_last_claim(known: Option<&Entry>, owned: &OwnedPv) -> bool {
+    matches!(known.map(|entry| &entry.state), Some(State::Used { uid, claim: Some(_), .. }) if **uid == *owned.uid)
 }
 
 /// Whether the ledger has an admin's word that retires the volume, and the PV goes for it.

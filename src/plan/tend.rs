@@ -305,6 +305,7 @@ fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<T
     Ok(Target {
         pv: owned.name.clone(),
         uid: owned.uid.clone(),
+        claim: owned.claim.as_ref().map_or_else(Box::default, |claim| claim.uid.clone()),
         mount_dir: class.mount_dir.clone(),
         entry: entry.to_owned(),
         aliases: aliases(world, class, entry),

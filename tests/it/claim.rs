@@ -56,6 +56,7 @@ pub fn with_identity(dir: &Path, entry: &str, identity: Arc<Identity>) -> Target
     Target {
         pv: "local-pv-0".to_owned(),
         uid: "uid".to_owned(),
+        claim: Box::default(),
         mount_dir: dir.display().to_string(),
         entry: entry.to_owned(),
         rules: WipeRules::default(),

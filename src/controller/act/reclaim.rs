@@ -63,7 +63,7 @@ impl Tools {
         let mut now = self.look(&target.pv).await?;
         for _ in 0..MAX_STEPS {
             let owned = now.as_ref().and_then(|pv| self.owned(pv));
-            let step = reclaim::next_step(owned.as_ref(), &target.uid, verified.is_some());
+            let step = reclaim::next_step(owned.as_ref(), target.begun(), verified.is_some());
             debug!(pv = target.pv, ?step, "Reclaim");
             // Held, or the agent stops: nothing more is begun.
             if verified.is_none() && control.is_cancelled() {
