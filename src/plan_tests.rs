@@ -243,7 +243,7 @@ fn an_available_pv_from_before_its_claim_is_withdrawn() {
         let (action, verdict) = scene.decides();
         match action {
             Some(Action::Withdraw { entry, .. }) if rolled_back => {
-                assert_eq!(entry, None, "the ledger goes on as it is")
+                assert_eq!(entry, None, "the ledger goes on as it is");
             }
             None if !rolled_back => {}
             other => panic!("{other:?}"),
