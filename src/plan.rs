@@ -163,6 +163,8 @@ pub struct Creation {
     pub target: Target,
     /// What the ledger is to say again if the PV is certainly not made.
     pub before: Option<State>,
+    /// When the volume was found.
+    pub found_at: Instant,
 }
 
 /// A PV to be adopted, or whose volume has been accepted as the right one.

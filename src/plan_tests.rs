@@ -161,7 +161,7 @@ fn a_pv_that_was_asked_for_and_not_seen_is_asked_for_again_by_the_same_process()
     let name = testing::owned_pv("a", "c").name;
     let offered = State::Offered { pv: name.as_str().into(), uid: None, since: None };
     let mut scene = scene().with_state(offered);
-    scene.memory.begin_offering(&name);
+    scene.memory.begin_offering(&name, scene.now);
     assert_eq!(created(scene.decides().0).0.claim, None);
     scene.memory.saw(&name);
     assert!(created(scene.decides().0).0.claim.is_some(), "it was there, and is gone");

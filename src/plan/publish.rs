@@ -115,7 +115,8 @@ fn try_offer(
         disks: Box::default(),
         record: Box::new(entry),
     };
-    plan.actions.push(Action::Create(Box::new(Creation { volume, target, before })));
+    let found_at = world.memory.found_at(&volume.name).unwrap_or(world.now);
+    plan.actions.push(Action::Create(Box::new(Creation { volume, target, before, found_at })));
     Ok(verdict)
 }
 

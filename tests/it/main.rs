@@ -21,6 +21,7 @@ mod identity;
 mod in_use;
 mod ledger;
 mod ledger_faults;
+mod metrics;
 mod mountinfo;
 mod outage;
 mod properties;

@@ -16,10 +16,12 @@ use crate::events::Event;
 use crate::ledger::{self, State};
 use crate::memory::backoff;
 use crate::metrics::OutcomeLabels;
+use crate::metrics::wipes::{By, Wipe, WipeUnderWay};
 use crate::plan::Target;
 use crate::pv::{self, Claim};
 use crate::reclaim::{self, Fence, Step};
 use crate::state_dir::StateDirError;
+use crate::volume::Capacity;
 
 /// A reclaim that has not come to an end after this many steps is given back to the
 /// controller.
@@ -46,6 +48,9 @@ impl Tools {
         {
             self.events.send(Event::failed_delete(&target, error));
         }
+        if is_failure(&ended) {
+            self.metrics.contract.reclaim_failed(target.identity.mode(), By::Process);
+        }
         Done { pv, ended, wiped }
     }
 
@@ -59,6 +64,7 @@ impl Tools {
         // While somebody uses the volume, or it is another one, nobody need be asked.
         self.inspect(target, control).await?;
         let mut verified: Option<Verified> = None;
+        let mut under_way: Option<WipeUnderWay> = None;
         let mut turn: Option<Turn> = None;
         let mut now = self.look(&target.pv).await?;
         for _ in 0..MAX_STEPS {
@@ -86,7 +92,10 @@ impl Tools {
                     Some(turn) => {
                         let root = now.as_ref().and_then(|pv| pv::annotation(pv, pv::ROOT)).map(ToOwned::to_owned);
                         let claim = owned.claim.as_deref().cloned();
+                        let wipe = self.metrics.begin_wipe(wipe_of(target, owned.capacity), control);
                         verified = Some(self.wipe(fence, target, root, claim, control, turn).await?);
+                        wipe.succeeded();
+                        under_way = Some(wipe);
                         *wiped = true;
                         now
                     }
@@ -98,7 +107,11 @@ impl Tools {
                 },
                 (Step::Remove, _) => {
                     let warrant = Warrant::Wiped(verified.take().expect("removal follows verification"));
-                    return self.remove(warrant, &target.pv).await;
+                    let last = self.remove(warrant, &target.pv).await?;
+                    if let Some(wipe) = under_way {
+                        wipe.removed();
+                    }
+                    return Ok(last);
                 }
                 _ => return Ok(now),
             };
@@ -293,6 +306,28 @@ impl Tools {
             () = tokio::time::sleep(backoff(RETRY, failures, fastrand::f64())) => Ok(()),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
+    }
+}
+
+/// Whether an attempt at a reclaim failed. One that was stopped, waits until nobody uses
+/// the volume, or has no answer has not.
+fn is_failure(ended: &Ended) -> bool {
+    match ended {
+        Ended::NotWiped(error) => !matches!(error, WipeError::Cancelled | WipeError::Busy(_)),
+        Ended::Api(error) => !matches!(error, ApiError::Unknown(_)),
+        Ended::Ledger(_) => true,
+        Ended::Is(_) | Ended::IsGone | Ended::Stopped => false,
+    }
+}
+
+/// What is told of a wipe in the metrics.
+fn wipe_of(target: &Target, capacity: Option<Capacity>) -> Wipe {
+    Wipe {
+        class: target.record.class.to_string(),
+        mode: target.identity.mode(),
+        by: By::Process,
+        capacity,
+        method: target.rules.method.clone(),
     }
 }
 
