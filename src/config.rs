@@ -45,6 +45,8 @@ pub struct Config {
     /// `provisionerNotReadyNodeTaintKey`, with `removeNodeNotReadyTaint`: the key of the
     /// taint that is taken off the Node once its volumes are published.
     pub start_up_taint: Option<String>,
+    /// `holdTaintForBoundVolumes`: that taint stays while the volume of a claim is missing.
+    pub hold_taint_for_bound_volumes: bool,
 }
 
 /// One entry of `storageClassMap`.
@@ -180,6 +182,7 @@ impl Config {
                 .then(|| value::<String>(files, "provisionerNotReadyNodeTaintKey"))
                 .transpose()?
                 .flatten(),
+            hold_taint_for_bound_volumes: value(files, "holdTaintForBoundVolumes")?.unwrap_or(false),
         })
     }
 

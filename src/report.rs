@@ -28,6 +28,10 @@ pub struct Totals {
     pub quarantined: u32,
     /// PVs that are to be wiped and removed, which failed and waits to be tried again.
     pub failed: u32,
+    /// Whether the start-up taint is on this Node.
+    pub tainted: bool,
+    /// How many volumes of claims that taint waits for.
+    pub taint_waits_for: u32,
 }
 
 impl Totals {
