@@ -10,7 +10,7 @@ use crate::plan::EntryStatus;
 use crate::pv::OwnedPv;
 use crate::reclaim;
 use crate::verdict::Reason;
-use crate::volume::VolumeMode;
+use crate::volume::{Capacity, VolumeMode};
 
 /// What is known of every entry.
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ impl Totals {
     pub fn of<'a>(owned: impl IntoIterator<Item = &'a OwnedPv>, config: &Config, memory: &Memory) -> Self {
         let mut totals = Self::default();
         for owned in owned {
-            let bytes = owned.capacity.map_or(0, |capacity| capacity.bytes());
+            let bytes = owned.capacity.map_or(0, Capacity::bytes);
             match mode(owned, config) {
                 VolumeMode::Filesystem => totals.filesystem_bytes = totals.filesystem_bytes.saturating_add(bytes),
                 VolumeMode::Block => totals.block_bytes = totals.block_bytes.saturating_add(bytes),
