@@ -116,14 +116,17 @@ impl Untainting {
     }
 
     fn tell_held(&mut self, taint: &Taint, node: &str, events: &Events) {
-        let missing = if let Taint::Held(missing) = taint { missing.as_slice() } else { &[] };
-        if self.held_for == missing {
-            return;
-        }
-        self.held_for = missing.to_vec();
-        if missing.is_empty() {
-            return info!("The volumes of all claims are there; the start-up taint need not wait for them");
-        }
+        let missing = match taint {
+            Taint::Held(missing) if self.held_for != *missing => missing,
+            Taint::Removable(_) if !self.held_for.is_empty() => {
+                self.held_for.clear();
+                return info!("The volumes of all claims are there; the start-up taint need not wait for them");
+            }
+            Taint::Absent => return self.held_for.clear(),
+            // While others are being offered, it is not known whether it would be held.
+            _ => return,
+        };
+        self.held_for.clone_from(missing);
         let named = missing[..missing.len().min(NAMED)].join(", ");
         let more = if missing.len() > NAMED { ", …" } else { "" };
         warn!(volumes = missing.len(), named, "The start-up taint stays: volumes that claims have are not there");
