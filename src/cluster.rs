@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Event, PersistentVolume};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume};
 use kube::api::{Api, DeleteParams, ListParams, ObjectList, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
@@ -21,6 +21,7 @@ use crate::pv::{
     Seen, Volume, WIPE_FINALIZER,
 };
 use crate::reclaim::Fence;
+use crate::taint::Removal;
 use crate::volume::Capacity;
 
 /// No single call takes longer; past it, the outcome is unknown.
@@ -322,6 +323,25 @@ impl Cluster {
         let params = DeleteParams::default()
             .preconditions(Preconditions { uid: Some(pv.uid.clone()), resource_version: Some(pv.version.clone()) });
         Ok(self.counted_call("delete", self.pvs.delete(&pv.name, &params)).await?.left())
+    }
+
+    /// Takes a taint off a Node, if its taints are as they were seen.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when they are not.
+    pub async fn untaint(&self, removal: &Removal) -> Result<(), ApiError> {
+        let request = http::Request::patch(format!("/api/v1/nodes/{}", removal.node()))
+            .header(http::header::CONTENT_TYPE, "application/json-patch+json")
+            .body(removal.patch().to_string().into_bytes())
+            .expect("the name of a Node is fit for a path");
+        match self.call("patch", self.pvs.clone().into_client().request::<Node>(request)).await {
+            Ok(_) => Ok(()),
+            // All that the API server says of a test in a JSON patch that fails.
+            Err(ApiError::Rejected(message)) if message.contains("due to an error in our request") => {
+                Err(ApiError::Conflict("its taints are others than were seen".to_owned()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Records an Event.

@@ -56,6 +56,8 @@ pub struct Config {
     /// `provisionerNotReadyNodeTaintKey`, with `removeNodeNotReadyTaint`: the key of the
     /// taint that is taken off the Node once its volumes are published.
     pub start_up_taint: Option<String>,
+    /// `holdTaintForBoundVolumes`: that taint stays while the volume of a claim is missing.
+    pub hold_taint_for_bound_volumes: bool,
 }
 
 /// One entry of `storageClassMap`.
@@ -224,6 +226,7 @@ fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option
             .map(|value| value.elements().iter().map(Value::decode).collect())
             .unwrap_or_default(),
         start_up_taint,
+        hold_taint_for_bound_volumes: flag("holdTaintForBoundVolumes"),
     })
 }
 

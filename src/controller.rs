@@ -6,6 +6,7 @@ mod act;
 mod books;
 mod results;
 mod scribe;
+mod taint;
 mod tell;
 mod turns;
 
@@ -32,12 +33,12 @@ use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
 use crate::pv::{self, Decoded};
-use crate::report::Totals;
 use crate::state_dir::StateDir;
 use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
 use act::{Done, Tools};
 use books::Books;
+use taint::Untainting;
 use tell::Teller;
 use turns::Turns;
 
@@ -104,6 +105,7 @@ pub struct Controller {
     unsent: Option<mpsc::Receiver<events::Event>>,
     turns: Turns,
     brake: Option<Brake>,
+    untainting: Untainting,
     random: u64,
     queue: VecDeque<Action>,
     work: JoinSet<Done>,
@@ -148,6 +150,7 @@ impl Controller {
             teller: Teller::default(),
             turns: Turns::new(parts.config.max_parallel_wipes),
             brake: None,
+            untainting: Untainting::default(),
             random: fastrand::u64(..),
             config: parts.config,
             scanner,
@@ -196,6 +199,7 @@ impl Controller {
                 Some(event) = self.events.recv() => self.take_events(event),
                 Some(done) = self.work.join_next() => self.take_results(done),
                 () = self.books.written() => self.dirty = true,
+                () = self.untainting.progress(&self.tools.events) => self.dirty = true,
                 () = tokio::time::sleep_until(wake_at.into()) => self.tick(),
             }
             self.view.send_modify(|view| view.heartbeat = Instant::now());
@@ -406,6 +410,7 @@ impl Controller {
                 self.memory.begin_offering(action.pv(), creation.found_at);
             }
         }));
+        let totals = self.take_stock(&plan.entries);
         self.view.send_modify(|view| {
             if view.readiness.is_err() {
                 view.readiness = Ok(());
@@ -414,7 +419,7 @@ impl Controller {
             let (owned, events) = (self.cache.owned(), &self.tools.events);
             self.teller.tell_busy(&plan.entries, owned, &self.node_name, events);
             let changed = view.status.update(plan.entries);
-            view.status.count(Totals::of(owned.values(), &self.config, &self.memory));
+            view.status.count(totals);
             let mismatches = changed.iter().filter(|entry| entry.verdict.reason == Reason::IdentityChanged);
             self.tools.metrics.identity_mismatches.inc_by(mismatches.count() as u64);
             self.teller.tell(&changed, owned, &self.node_name, events);

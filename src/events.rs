@@ -39,9 +39,13 @@ pub const WORD_IGNORED: &str = "WordIgnored";
 pub const MASS_RELEASE: &str = "MassRelease";
 /// The ledger can't be written.
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
+/// The start-up taint stays, because volumes that claims have are not there.
+pub const TAINT_HELD: &str = "StartUpTaintHeld";
+/// The start-up taint can't be taken off.
+pub const TAINT_NOT_REMOVED: &str = "StartUpTaintNotRemoved";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 8] = [
+pub const REASONS: [&str; 10] = [
     VOLUME_DELETE,
     VOLUME_FAILED_DELETE,
     VOLUME_WIPED,
@@ -50,6 +54,8 @@ pub const REASONS: [&str; 8] = [
     WORD_IGNORED,
     MASS_RELEASE,
     LEDGER_NOT_WRITABLE,
+    TAINT_HELD,
+    TAINT_NOT_REMOVED,
 ];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";

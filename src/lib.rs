@@ -24,6 +24,7 @@ pub mod plan;
 #[cfg(test)]
 mod testing;
 pub mod report;
+pub mod taint;
 
 // The imperative shell.
 pub mod state_dir;

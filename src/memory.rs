@@ -91,12 +91,6 @@ impl Memory {
         self.looked_at = self.looked_at.filter(|_| self.is_silent());
     }
 
-    /// Whether a PV is being made just now.
-    #[must_use]
-    pub fn is_making_any(&self) -> bool {
-        self.offering.keys().any(|pv| self.in_flight.contains(pv))
-    }
-
     /// Whether this process has asked for the PV, and has not seen it since.
     #[must_use]
     pub fn is_offering(&self, pv: &str) -> bool {

@@ -190,6 +190,16 @@ impl Metrics {
             Described(planned),
         );
         registry.register("mass_release", "1 while the wipes of a mass release wait", self.brake.clone());
+        registry.register(
+            "start_up_taint",
+            "1 while the start-up taint is on this Node and is to be taken off",
+            level(totals.tainted.into()),
+        );
+        registry.register(
+            "start_up_taint_missing_volumes",
+            "Volumes of claims that are not there and that the start-up taint waits for",
+            level(totals.taint_waits_for.into()),
+        );
         registry.register("api_requests", "Calls to the API server", Described(self.api_requests.clone()));
         registry.register(
             "api_request_duration_seconds",

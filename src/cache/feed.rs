@@ -60,7 +60,9 @@ fn node_facts(node: &Node) -> Result<NodeFacts, String> {
     match (node.labels().get(HOSTNAME_LABEL), node.uid()) {
         (Some(hostname), Some(uid)) => {
             let hold = pv::is_held(node.metadata.annotations.as_ref());
-            Ok(NodeFacts { hostname: hostname.clone(), uid, labels: node.labels().clone(), name, hold })
+            let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+            let taints = taints.map(|taint| taint.key.as_str().into()).collect();
+            Ok(NodeFacts { hostname: hostname.clone(), uid, labels: node.labels().clone(), name, hold, taints })
         }
         _ => Err(format!("Node {name} has no label {HOSTNAME_LABEL}: label it, or local volumes can't be bound to it")),
     }

@@ -16,17 +16,32 @@ pub const SERVICE_ACCOUNT: &str = "mooring";
 /// Applies the agent's rights and the admission policy of `deploy/manifests`, and returns
 /// once the rights are in force.
 pub async fn apply(client: &kube::Client) {
-    for file in ["rbac.yaml", "policy.yaml"] {
+    apply_files(client, &["rbac.yaml", "policy.yaml"]).await;
+    wait_allowed(client, "list", "persistentvolumes").await;
+}
+
+/// Applies the optional right to take the start-up taint off a Node.
+pub async fn apply_taint_right(client: &kube::Client) {
+    apply_files(client, &["start-up-taint.yaml"]).await;
+    wait_allowed(client, "patch", "nodes").await;
+}
+
+async fn apply_files(client: &kube::Client, files: &[&str]) {
+    for file in files {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests").join(file);
         let text = std::fs::read_to_string(path).expect("the manifests are there");
         apply_manifest(client, &text).await;
     }
-    // The authorizer learns of new roles by a watch of its own.
+}
+
+/// Waits until the agent's `ServiceAccount` has a right: the authorizer learns of new roles
+/// by a watch of its own.
+async fn wait_allowed(client: &kube::Client, verb: &str, resource: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !may_list_volumes(client).await {
+    while !is_allowed(client, verb, resource).await {
         assert!(
             Instant::now() < deadline,
-            "the ServiceAccount {NAMESPACE}/{SERVICE_ACCOUNT} may not list PersistentVolumes"
+            "the ServiceAccount {NAMESPACE}/{SERVICE_ACCOUNT} has no right to {verb} {resource}"
         );
         sleep(Duration::from_millis(10)).await;
     }
@@ -50,10 +65,10 @@ pub async fn apply_manifest(client: &kube::Client, text: &str) {
     }
 }
 
-async fn may_list_volumes(client: &kube::Client) -> bool {
+async fn is_allowed(client: &kube::Client, verb: &str, resource: &str) -> bool {
     let attributes = ResourceAttributes {
-        verb: Some("list".to_owned()),
-        resource: Some("persistentvolumes".to_owned()),
+        verb: Some(verb.to_owned()),
+        resource: Some(resource.to_owned()),
         ..ResourceAttributes::default()
     };
     let spec = SubjectAccessReviewSpec {

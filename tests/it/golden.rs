@@ -71,6 +71,7 @@ fn ours(case: &Value) -> Vec<Value> {
         hostname: labels["kubernetes.io/hostname"].clone(),
         labels,
         hold: false,
+        taints: Vec::new(),
     };
     let classes = case["storageClasses"].as_array().expect("classes").iter().map(|class| {
         let options = class["mountOptions"].as_array().into_iter().flatten();

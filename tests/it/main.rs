@@ -31,6 +31,7 @@ mod restart;
 mod root_facts;
 mod startup;
 mod stop;
+mod taint;
 mod tenancy;
 mod wipe_cli;
 mod wipe_command;

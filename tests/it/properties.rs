@@ -93,7 +93,14 @@ struct Scene {
 }
 
 fn node() -> NodeFacts {
-    NodeFacts { name: "n1".into(), uid: "node-uid".into(), hostname: "n1".into(), labels: BTreeMap::new(), hold: false }
+    NodeFacts {
+        name: "n1".into(),
+        uid: "node-uid".into(),
+        hostname: "n1".into(),
+        labels: BTreeMap::new(),
+        hold: false,
+        taints: Vec::new(),
+    }
 }
 
 /// Classes a and b share a directory, c has its own.
