@@ -113,6 +113,7 @@ fn try_offer(
         rules: class.wipe.clone(),
         disks: Box::default(),
         record: Box::new(entry),
+        job: None,
     };
     plan.actions.push(Action::Create(Box::new(Creation { volume, target, before })));
     Ok(verdict)
