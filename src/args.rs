@@ -55,6 +55,12 @@ pub struct AgentArgs {
     /// Name of this Node in the cluster (spec.nodeName)
     #[arg(long, env = "MY_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
+    /// Namespace of the Jobs that wipe devices with useJobForCleaning: this pod's
+    #[arg(long, env = "MY_NAMESPACE", value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Image of these Jobs: this agent's own, or one with the programs of blockCleanerCommand
+    #[arg(long, env = "JOB_CONTAINER_IMAGE", value_name = "IMAGE")]
+    pub job_image: Option<String>,
     /// Directory with the ConfigMap's keys as files
     #[arg(long, default_value = "/etc/provisioner/config", value_name = "DIR")]
     pub config_dir: PathBuf,

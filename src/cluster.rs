@@ -2,6 +2,8 @@
 //! and a typed outcome, and is counted. Nothing is retried here: the controller looks
 //! again and decides anew. Removing a PV takes a [`Warrant`].
 
+mod jobs;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume};
 use kube::api::{Api, DeleteParams, ListParams, ObjectList, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::KubeConfigOptions;
+use kube::runtime::watcher;
 use kube::{Client, Config};
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -76,6 +79,18 @@ impl From<kube::Error> for ApiError {
                 }
             }
             other => Self::Unknown(chain(&other)),
+        }
+    }
+}
+
+impl From<watcher::Error> for ApiError {
+    fn from(error: watcher::Error) -> Self {
+        match error {
+            watcher::Error::InitialListFailed(error)
+            | watcher::Error::WatchStartFailed(error)
+            | watcher::Error::WatchFailed(error) => error.into(),
+            watcher::Error::WatchError(status) => kube::Error::Api(status).into(),
+            other => Self::Unknown(other.to_string()),
         }
     }
 }

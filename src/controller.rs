@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use crate::admin::View;
 use crate::brake::{self, Brake};
 use crate::cache::{Cache, Event, feed};
+use crate::cleanup_job::Site;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::deleter::Control;
@@ -36,7 +37,7 @@ use crate::pv::{self, Decoded};
 use crate::state_dir::StateDir;
 use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
-use act::{Done, Tools};
+use act::{Done, Jobs, Tools};
 use books::Books;
 use taint::Untainting;
 use tell::Teller;
@@ -77,6 +78,8 @@ pub struct Parts {
     pub state: Option<StateDir>,
     /// Where Events are put, and whence they are sent.
     pub events: (Events, mpsc::Receiver<events::Event>),
+    /// Where Jobs are made.
+    pub jobs: Site,
 }
 
 /// The loop and its state.
@@ -144,6 +147,7 @@ impl Controller {
                 metrics: parts.metrics,
                 scribe,
                 events: notices,
+                jobs: Jobs::new(parts.jobs, parts.watches.clone()),
             },
             unsent: Some(unsent),
             books,

@@ -1,12 +1,14 @@
 //! The deleter's work on one volume: claim it, wipe it, verify it. The order is in
-//! the types: only [`claim`] makes a [`Claimed`], only wiping it makes a [`Wiped`],
-//! only verifying that makes a [`Verified`], and removing a PV takes a [`Warrant`].
+//! the types: only [`claim`] makes a [`Claimed`], only wiping it, or a Job that has
+//! succeeded, makes a [`Wiped`], only verifying that makes a [`Verified`], and removing a
+//! PV takes a [`Warrant`].
 //!
 //! A path is used once, to open the volume; identity is compared on the open file,
 //! and everything after goes through that file. Nothing here takes a path and
 //! destroys data; only a cleaner command of the admin's own is told one, while the file
 //! is held. All of it blocks: it runs on a thread of its own ([`spawn`]).
 
+mod by_job;
 mod claim;
 mod control;
 mod look;
@@ -29,7 +31,8 @@ use crate::pv::Seen;
 use crate::reclaim::{Fence, Unclaimed};
 use crate::verdict::{Reason, Verdict};
 
-pub use claim::{claim, claim_by_hand, inspect};
+pub use by_job::{leave_to_job, verify_job};
+pub use claim::{claim, claim_by_hand, digest, inspect};
 pub use control::{Control, Phase};
 pub use look::{Blank, Offerable, blank, look};
 pub use tree::remove_contents;
@@ -45,6 +48,7 @@ pub struct Claimed<L = Fence> {
     leave: L,
     volume: OpenVolume,
     is_the_recorded_one: bool,
+    digest: String,
 }
 
 /// A claimed volume of which everything was overwritten or removed.
@@ -178,6 +182,14 @@ pub enum WipeError {
         /// Its first word.
         program: String,
         /// What went wrong, and what it said last.
+        problem: String,
+    },
+    /// The Job that was to wipe it did not.
+    #[error("the Job {job} {problem}")]
+    Job {
+        /// Its namespace and name.
+        job: String,
+        /// What went wrong.
         problem: String,
     },
     /// The kernel did not answer in time.

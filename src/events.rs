@@ -102,7 +102,7 @@ impl Event {
     /// The wipe of a volume begins.
     #[must_use]
     pub fn wipe_begins(target: &Target) -> Self {
-        let note = format!("wiping {} by the method {}", target.entry, target.rules.method.as_str());
+        let note = format!("wiping {} by the method {}", target.entry, target.named(target.rules.method.as_str()));
         Self { warning: false, ..Self::warning(about(target), VOLUME_DELETE, note) }
     }
 
@@ -116,7 +116,7 @@ impl Event {
     #[must_use]
     pub fn wiped(target: &Target, receipt: &Receipt, seconds: f64) -> Self {
         let Receipt { method, bytes, verification, .. } = receipt;
-        let identity = target.identity.digest();
+        let (method, identity) = (target.named(method), target.identity.digest());
         let note = format!(
             "{} is wiped: method {method}, {bytes} bytes, {seconds:.1} s, verification {verification}, identity {identity}",
             target.entry

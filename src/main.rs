@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use mooring::admin::{self, View};
+use mooring::cleanup_job::Site;
 use mooring::cli;
 use mooring::cluster::Cluster;
 use mooring::config::{Config, Parsed};
@@ -105,6 +106,8 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
         .node_name
         .filter(|name| !name.is_empty())
         .context("MY_NODE_NAME is not set: set it to spec.nodeName in the DaemonSet's manifest")?;
+    let set = |variable: Option<String>| variable.filter(|value| !value.is_empty());
+    let jobs = Site { namespace: set(args.namespace), image: set(args.job_image) };
     let listener = admin::listen(&args.listen_address).await?;
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "mooring starts");
     info!(address = %listener.local_addr()?, "HTTP server listening");
@@ -129,7 +132,10 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
             }
         };
         let events = Events::new();
-        let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, state, events };
+        if config.use_job_for_cleaning && jobs.namespace.is_none() {
+            warn!("MY_NAMESPACE is not set: the Jobs of useJobForCleaning are made in the namespace default");
+        }
+        let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, state, events, jobs };
         let controller = Controller::start(parts)?;
         controller.run(requested(shutdown)).await;
         anyhow::Ok(())

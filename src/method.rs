@@ -9,6 +9,9 @@ use crate::volume::Capacity;
 /// The most passes that can be asked for: more is a slip of the pen.
 pub const MAX_PASSES: u32 = 100;
 
+/// Tells a cleaner command which device; the Go provisioner's name for it.
+pub const DEVICE_VARIABLE: &str = "LOCAL_PV_BLKDEVICE";
+
 /// How a block device is wiped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Method {

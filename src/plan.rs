@@ -12,10 +12,12 @@ mod record;
 mod tend;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Toleration;
 
 use crate::brake::{self, Brake};
 use crate::config::Config;
@@ -223,6 +225,25 @@ pub struct Target {
     pub disks: Box<[DeviceNumber]>,
     /// What the ledger says of it.
     pub record: Box<Entry>,
+    /// What its class says of the Job that wipes it; none when the agent does it by itself.
+    pub job: Option<ByJob>,
+}
+
+impl Target {
+    /// The method in words, with a word before it when it is done by a Job.
+    #[must_use]
+    pub fn named(&self, method: impl fmt::Display) -> String {
+        if self.job.is_some() { format!("job {method}") } else { method.to_string() }
+    }
+}
+
+/// What a class says of the Jobs that wipe its devices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ByJob {
+    /// Its discovery directory as the kubelet sees it.
+    pub host_dir: String,
+    /// What the pods tolerate.
+    pub tolerations: Vec<Toleration>,
 }
 
 impl Target {

@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Class, Config};
 use crate::identity::Identity;
-use crate::volume::{AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode, fnv1a_64};
+use crate::volume::{
+    AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode, fnv1a_32, fnv1a_64,
+};
 
 pub use owned::{Decoded, ForeignPath, OwnedPv, Phase, Seen, Word, is_held, sort};
 
@@ -125,10 +127,7 @@ pub fn provisioner_name(node: &NodeFacts, use_node_name_only: bool) -> String {
 /// lower-case hex without padding.
 #[must_use]
 pub fn pv_name(entry: &str, node: &str, class: &str) -> String {
-    let hash = [entry, node, class]
-        .iter()
-        .flat_map(|part| part.bytes())
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = fnv1a_32([entry, node, class].iter().flat_map(|part| part.bytes()));
     format!("local-pv-{hash:x}")
 }
 

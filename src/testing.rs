@@ -71,6 +71,7 @@ pub fn target(entry: &str, minor: u32) -> Target {
         rules: WipeRules::default(),
         disks: Box::default(),
         record: Box::new(Entry::new(EntryId(1), "c", &owned.path, identity.clone(), Timestamp::UNIX_EPOCH)),
+        job: None,
         identity,
         pv: owned.name,
         uid: owned.uid,

@@ -187,6 +187,11 @@ impl fmt::Display for Capacity {
     }
 }
 
+/// The hash FNV-1a of 32 bits, by which the Go provisioner makes names.
+pub fn fnv1a_32(bytes: impl IntoIterator<Item = u8>) -> u32 {
+    bytes.into_iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
 /// The hash FNV-1a of 64 bits: the same in every version of this program, and no proof
 /// against who wants two texts to have the same.
 pub fn fnv1a_64(bytes: impl IntoIterator<Item = u8>) -> u64 {

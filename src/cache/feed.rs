@@ -155,21 +155,11 @@ async fn follow<K>(
                 }
                 Some(Err(error)) => {
                     failures += 1;
-                    complaint.about(api_error(error)).await;
+                    complaint.about(error.into()).await;
                 }
                 None => break,
             }
         }
-    }
-}
-
-fn api_error(error: watcher::Error) -> ApiError {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => error.into(),
-        watcher::Error::WatchError(status) => kube::Error::Api(status).into(),
-        other => ApiError::Unknown(other.to_string()),
     }
 }
 

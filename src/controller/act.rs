@@ -2,6 +2,7 @@
 //! Released one from the fence to its end. Each runs as a task and ends with what is now
 //! known.
 
+mod job;
 mod reclaim;
 
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use crate::reclaim::Unclaimed;
 use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
 
+pub use job::Jobs;
+
 /// How long a volume has to be looked at before it is offered.
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -38,6 +41,7 @@ pub struct Tools {
     pub metrics: Arc<Metrics>,
     pub scribe: Scribe,
     pub events: Events,
+    pub jobs: Jobs,
 }
 
 /// The end of a task.

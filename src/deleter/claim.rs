@@ -21,8 +21,8 @@ use crate::reclaim::Fence;
 /// # Errors
 /// It is gone, not mounted, busy, another one, or can't be opened.
 pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
-    let Opened { volume, is_the_recorded_one } = open(target, Intent::Claim)?;
-    Ok(Claimed { leave: fence, volume, is_the_recorded_one })
+    let Opened { volume, is_the_recorded_one, digest } = open(target, Intent::Claim)?;
+    Ok(Claimed { leave: fence, volume, is_the_recorded_one, digest })
 }
 
 /// As [`claim`], for a volume without a PV, at an admin's hand.
@@ -30,8 +30,8 @@ pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
 /// # Errors
 /// As [`claim`].
 pub fn claim_by_hand(leave: ByHand, target: &Target) -> Result<Claimed<ByHand>, WipeError> {
-    let Opened { volume, is_the_recorded_one } = open(target, Intent::Claim)?;
-    Ok(Claimed { leave, volume, is_the_recorded_one })
+    let Opened { volume, is_the_recorded_one, digest } = open(target, Intent::Claim)?;
+    Ok(Claimed { leave, volume, is_the_recorded_one, digest })
 }
 
 /// Makes sure that [`claim`] would succeed now, and changes nothing.
@@ -42,18 +42,22 @@ pub fn inspect(target: &Target) -> Result<(), WipeError> {
     open(target, Intent::Inspect).map(drop)
 }
 
+/// The digest of what is there now, when [`claim`] would succeed.
+///
+/// # Errors
+/// As [`claim`].
+pub fn digest(target: &Target) -> Result<String, WipeError> {
+    open(target, Intent::Inspect).map(|opened| opened.digest)
+}
+
 /// An open volume.
 pub struct Opened {
     /// Its open file.
     pub volume: OpenVolume,
     /// Whether it is the one that was recorded; else it is in its place, and empty.
     pub is_the_recorded_one: bool,
-}
-
-impl Opened {
-    fn recorded(volume: OpenVolume) -> Self {
-        Self { volume, is_the_recorded_one: true }
-    }
+    /// The digest of what is open.
+    pub digest: String,
 }
 
 /// What a volume is opened for.
@@ -103,7 +107,8 @@ fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent)
     let now = identity::of_mount(&Sysfs::host(), &fd, &stat, &mounts)
         .map_err(WipeError::io("asking sysfs for the filesystem's device"))?;
     let mut is_the_recorded_one = true;
-    if let Err(error) = same(target, &Identity::Mount(now)) {
+    let now = Identity::Mount(now);
+    if let Err(error) = same(target, &now) {
         // With nothing in it, there is nothing to destroy and nothing to hand on: a tmpfs
         // that was mounted anew. It is not what is to be offered, though.
         if intent == Intent::Look || tree::first_entry(&fd)?.is_some() {
@@ -118,7 +123,7 @@ fn open_directory(parent: &OwnedFd, target: &Target, path: &str, intent: Intent)
     }
     // For directories there is no O_EXCL; this keeps out who works by the same rules.
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Opened { volume: OpenVolume::Directory(fd), is_the_recorded_one }),
+        Ok(()) => Ok(Opened { volume: OpenVolume::Directory(fd), is_the_recorded_one, digest: now.digest() }),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(WipeError::Busy(format!("another process has {path} locked"))),
         Err(errno) => Err(WipeError::io("locking the volume's root directory")(errno.into())),
     }
@@ -139,7 +144,7 @@ fn open_device(parent: &OwnedFd, target: &Target, path: &str, intent: Intent) ->
         .ok_or_else(|| WipeError::Refused(format!("{path} is a link to something that is no block device")))?;
     same(target, &Identity::Device(gather(&sysfs, number, path)?))?;
     let access = if intent == Intent::Claim { OFlags::RDWR } else { OFlags::RDONLY };
-    take_device(&sysfs, &place, number, target, path, access).map(Opened::recorded)
+    take_device(&sysfs, &place, number, target, path, access)
 }
 
 /// From the place of a device to the device: what was at the place may have been
@@ -151,18 +156,19 @@ fn take_device(
     target: &Target,
     path: &str,
     access: OFlags,
-) -> Result<OpenVolume, WipeError> {
+) -> Result<Opened, WipeError> {
     let fd = open_exclusively(sysfs, place, number, access)?;
     // From here on the open file keeps the device, its number included, from being
     // exchanged. What the kernel tells of an open file is asked of this one.
     let number = device_number(&fd)?.unwrap_or(number);
     let sequence = ioctl::disk_sequence(&fd).map_err(WipeError::io("asking for the disk's sequence number"))?;
     let bytes = ioctl::device_size(&fd).map_err(WipeError::io("asking for the device's size"))?;
-    same(target, &Identity::Device(DeviceIdentity { sequence, bytes, ..gather(sysfs, number, path)? }))?;
+    let now = Identity::Device(DeviceIdentity { sequence, bytes, ..gather(sysfs, number, path)? });
+    same(target, &now)?;
     if let Some(user) = busy::user_of_device(sysfs, number) {
         return Err(WipeError::Busy(format!("device {number} is in use: {user}")));
     }
-    Ok(OpenVolume::Device { fd, bytes })
+    Ok(Opened { volume: OpenVolume::Device { fd, bytes }, is_the_recorded_one: true, digest: now.digest() })
 }
 
 fn open_exclusively(

@@ -62,7 +62,7 @@ impl Blank {
 /// # Errors
 /// [`WipeError::NotBlank`] with what is there, or why it couldn't be read.
 pub fn blank(target: &Target, pv: Seen, control: &Control) -> Result<Blank, WipeError> {
-    let Opened { volume, is_the_recorded_one } = open(target, Intent::Inspect)?;
+    let Opened { volume, is_the_recorded_one, .. } = open(target, Intent::Inspect)?;
     match &volume {
         OpenVolume::Directory(directory) => {
             if let Some(name) = tree::first_entry(directory)? {

@@ -68,6 +68,42 @@ pub struct Job<'a> {
     pub journal: &'a mut dyn Journal,
 }
 
+/// Makes a device recognizable as half wiped before another process wipes it: the journal
+/// first, then the mark at both ends. Not for a command, which may need what is there;
+/// and not where [`signatures`] looks for what it is to erase.
+///
+/// # Errors
+/// The journal or the device can't be written.
+pub fn announce(device: &Device<'_>, job: &mut Job<'_>, control: &Control) -> Result<(), WipeError> {
+    control.enter(Phase::Marking);
+    Run::new(device, None, job.journal, control).checkpoint(Cursor::START)?;
+    for end in announced(device, &job.rules.method) {
+        mark::write(device, end, job.mark, &job.rules.method)?;
+    }
+    Ok(())
+}
+
+/// Makes sure that what [`announce`] wrote is gone, and so that this very device was wiped.
+///
+/// # Errors
+/// [`WipeError::NotClean`] when it is still there.
+pub fn announcement_is_gone(device: &Device<'_>, method: &Method) -> Result<(), WipeError> {
+    for end in announced(device, method) {
+        if mark::has_mark(device, &end)? {
+            return Err(WipeError::NotClean(format!("the mark of the wipe is still there, at byte {}", end.start)));
+        }
+    }
+    Ok(())
+}
+
+fn announced(device: &Device<'_>, method: &Method) -> Vec<Range<u64>> {
+    match method {
+        Method::Command(_) => Vec::new(),
+        Method::Signatures => vec![device.tail()],
+        _ => vec![device.head(), device.tail()],
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Pass {
     Discard,

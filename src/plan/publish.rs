@@ -114,6 +114,7 @@ fn try_offer(
         rules: class.wipe.clone(),
         disks: Box::default(),
         record: Box::new(entry),
+        job: None,
     };
     let found_at = world.memory.found_at(&volume.name).unwrap_or(world.now);
     plan.actions.push(Action::Create(Box::new(Creation { volume, target, before, found_at })));

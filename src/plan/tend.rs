@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, Adoption, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
+use super::{Action, Adoption, ByJob, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
 use crate::brake;
 use crate::config::Class;
 use crate::discovery::{Candidate, Finding};
@@ -328,6 +328,8 @@ fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<T
         rules: class.wipe.clone(),
         disks: if sighting.below.is_empty() { [identity.device()].into() } else { sighting.below.clone() },
         record: Box::new(record::entry(world, owned, &identity)),
+        job: (world.config.use_job_for_cleaning && identity.is_device())
+            .then(|| ByJob { host_dir: class.host_dir.clone(), tolerations: world.config.job_tolerations.clone() }),
         identity,
     })
 }

@@ -65,6 +65,7 @@ pub fn with_identity(dir: &Path, entry: &str, identity: Arc<Identity>) -> Target
         identity,
         aliases: Vec::new(),
         accepted: None,
+        job: None,
     }
 }
 

@@ -21,6 +21,7 @@ mod golden;
 mod harness_test;
 mod identity;
 mod in_use;
+mod job;
 mod ledger;
 mod ledger_faults;
 mod metrics;

@@ -55,6 +55,7 @@ pub fn find(options: &Options) -> Result<Found, Problem> {
         rules: options.rules.clone(),
         disks: Box::default(),
         record: Box::new(record),
+        job: None,
     };
     let request = Request { path, identity, forced: options.forced.clone(), expected: options.expected.clone() };
     Ok(Found { request, target, bytes })

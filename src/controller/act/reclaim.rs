@@ -13,7 +13,7 @@ use crate::controller::scribe::Record;
 use crate::controller::turns::{Place, Turn};
 use crate::deleter::{self, Control, Job, MarkId, Receipt, Verified, Warrant, WipeError};
 use crate::events::Event;
-use crate::ledger::{self, State};
+use crate::ledger::{self, Entry, State};
 use crate::memory::backoff;
 use crate::metrics::OutcomeLabels;
 use crate::metrics::wipes::{By, Wipe, WipeUnderWay};
@@ -27,7 +27,7 @@ use crate::volume::Capacity;
 /// controller.
 const MAX_STEPS: usize = 30;
 /// A wipe that makes no progress for this long gives its turn to others.
-const STANDSTILL: Duration = Duration::from_secs(30);
+pub(super) const STANDSTILL: Duration = Duration::from_secs(30);
 /// How often a wipe's progress is looked at, and noted on its PV.
 const LOOK: Duration = Duration::from_secs(5);
 const NOTE: Duration = Duration::from_secs(10);
@@ -61,8 +61,11 @@ impl Tools {
         control: &Arc<Control>,
         wiped: &mut bool,
     ) -> Result<Option<PersistentVolume>, Ended> {
-        // While somebody uses the volume, or it is another one, nobody need be asked.
-        self.inspect(target, control).await?;
+        // While somebody uses the volume, or it is another one, nobody need be asked. The
+        // Job that wipes it uses it.
+        if !self.heed_jobs(target).await? {
+            self.inspect(target, control).await?;
+        }
         let mut verified: Option<Verified> = None;
         let mut under_way: Option<WipeUnderWay> = None;
         let mut turn: Option<Turn> = None;
@@ -165,7 +168,7 @@ impl Tools {
     /// Wipes and verifies, with the ledger a step ahead: it says so before the first byte
     /// goes, and that the volume is clean before its PV does.
     async fn wipe(
-        &self,
+        &mut self,
         fence: Fence,
         target: &Target,
         root: Option<String>,
@@ -180,32 +183,24 @@ impl Tools {
             error => Ended::Ledger(error),
         })?;
         let rules = target.rules.clone();
-        let resume = entry.resume_point(&rules);
+        let resume = entry.resume_point(&rules).filter(|_| target.job.is_none());
         let (pv, uid) = (target.pv.as_str().into(), target.uid.as_str().into());
-        let method = rules.method.to_string().into();
+        let method = target.named(&rules.method).into();
         entry.state = State::Wiping { pv, uid, claim: claim.clone(), method, cursor: resume };
         self.scribe.record(entry.clone()).await.map_err(Ended::Ledger)?;
         self.events.send(Event::wipe_begins(target));
         info!(
             pv = target.pv,
             entry = target.entry,
-            method = rules.method.as_str(),
+            method = target.named(rules.method.as_str()),
             resumed = resume.is_some(),
             "Wipe begins"
         );
         let start = Instant::now();
-        let mut journal = Record::new(self.scribe.clone(), entry.clone());
-        let (volume, fence_of_thread) = (target.clone(), fence.clone());
-        let mark = MarkId(entry.id.0);
-        let root = entry.root.as_deref().or(root.as_deref()).and_then(|text| serde_json::from_str(text).ok());
-        let work = move |control: &Control| {
-            let claimed = deleter::claim(fence_of_thread, &volume)?;
-            let node = format!("{}/{}", volume.mount_dir, volume.entry);
-            let (rules, root, journal) = (&rules, root.as_ref(), &mut journal);
-            deleter::wipe(claimed, Job { rules, mark, from: resume, node: &node, root, journal }, control)
+        let result = match &target.job {
+            Some(by) => self.wipe_by_job(&fence, target, by, &entry, control, turn).await,
+            None => self.wipe_here(fence, target, &entry, root, control, turn).await,
         };
-        let thread = on_thread(deleter::spawn(&thread_name(&target.pv), control, work));
-        let result = self.watch_over(thread, &fence, control, turn).await;
         let outcome = match &result {
             Ok(_) => "success",
             Err(Ended::NotWiped(WipeError::Cancelled)) => "cancelled",
@@ -235,7 +230,7 @@ impl Tools {
         entry.as_of = jiff::Timestamp::now();
         entry.sign(ledger::Receipt {
             at: entry.as_of,
-            method: method.into(),
+            method: target.named(method).into(),
             amount: bytes,
             seconds,
             verification: verification.into(),
@@ -249,17 +244,42 @@ impl Tools {
         Ok(verified)
     }
 
+    /// Claims, wipes and verifies in a thread of this process.
+    async fn wipe_here(
+        &self,
+        fence: Fence,
+        target: &Target,
+        entry: &Entry,
+        root: Option<String>,
+        control: &Arc<Control>,
+        turn: Turn,
+    ) -> Result<Verified, Ended> {
+        let rules = target.rules.clone();
+        let resume = entry.resume_point(&rules);
+        let mut journal = Record::new(self.scribe.clone(), entry.clone());
+        let (volume, fence_of_thread) = (target.clone(), fence.clone());
+        let mark = MarkId(entry.id.0);
+        let root = entry.root.as_deref().or(root.as_deref()).and_then(|text| serde_json::from_str(text).ok());
+        let work = move |control: &Control| {
+            let claimed = deleter::claim(fence_of_thread, &volume)?;
+            let node = format!("{}/{}", volume.mount_dir, volume.entry);
+            let (rules, root, journal) = (&rules, root.as_ref(), &mut journal);
+            deleter::wipe(claimed, Job { rules, mark, from: resume, node: &node, root, journal }, control)
+        };
+        let thread = on_thread(deleter::spawn(&thread_name(&target.pv), control, work));
+        self.watch_over(thread, &fence, control, Some(turn)).await
+    }
+
     /// Waits for the thread that wipes; notes its progress on the PV, and gives its turn
     /// away when it stands still.
-    async fn watch_over(
+    pub(super) async fn watch_over(
         &self,
         thread: impl Future<Output = Result<Verified, Ended>>,
         fence: &Fence,
         control: &Control,
-        turn: Turn,
+        mut turn: Option<Turn>,
     ) -> Result<Verified, Ended> {
         let mut thread = std::pin::pin!(thread);
-        let mut turn = Some(turn);
         let begun = Instant::now();
         let mut moved = (control.progress(), begun);
         let mut noted = begun;
@@ -301,7 +321,7 @@ impl Tools {
         }
     }
 
-    async fn pause(&mut self, failures: u32) -> Result<(), Ended> {
+    pub(super) async fn pause(&mut self, failures: u32) -> Result<(), Ended> {
         tokio::select! {
             () = tokio::time::sleep(backoff(RETRY, failures, fastrand::f64())) => Ok(()),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),

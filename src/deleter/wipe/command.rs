@@ -18,11 +18,10 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use super::device::Device;
 use crate::deleter::{Control, Phase, WipeError};
+use crate::method::DEVICE_VARIABLE;
 use crate::node::identity::stat_fd;
 use crate::node::ioctl;
 
-/// Tells the command which device; the Go provisioner's name for it.
-const VARIABLE: &str = "LOCAL_PV_BLKDEVICE";
 /// It is looked this often whether the command shall end.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// More of a line is not kept.
@@ -49,7 +48,7 @@ pub fn run(
     let (reader, writer) = io::pipe().map_err(WipeError::io("making a pipe for the cleaner command"))?;
     let stderr = writer.try_clone().map_err(WipeError::io("making a pipe for the cleaner command"))?;
     let mut process = Command::new(program);
-    process.args(arguments).env(VARIABLE, node).process_group(0);
+    process.args(arguments).env(DEVICE_VARIABLE, node).process_group(0);
     process.stdin(Stdio::null()).stdout(writer).stderr(stderr);
     // While any process of it lives, the device is in use, even when the agent is killed:
     // no other agent takes it, or offers it, meanwhile.
