@@ -16,6 +16,7 @@ mod fence;
 mod follow;
 mod gate;
 mod golden;
+mod golden_agent;
 mod harness_test;
 mod identity;
 mod in_use;
