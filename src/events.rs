@@ -32,12 +32,24 @@ const VOLUME_WIPED: &str = "VolumeWiped";
 pub const WORD_IGNORED: &str = "WordIgnored";
 /// Most volumes of the node were released at once.
 pub const MASS_RELEASE: &str = "MassRelease";
+/// A PV was taken from its wipe, which no fence guarded.
+pub const HALF_WIPED: &str = "HalfWiped";
+/// Something is missing, so that less can be promised.
+pub const LIMITED: &str = "Limited";
 /// The ledger can't be written.
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 6] =
-    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, WORD_IGNORED, MASS_RELEASE, LEDGER_NOT_WRITABLE];
+pub const REASONS: [&str; 8] = [
+    VOLUME_DELETE,
+    VOLUME_FAILED_DELETE,
+    VOLUME_WIPED,
+    WORD_IGNORED,
+    MASS_RELEASE,
+    HALF_WIPED,
+    LIMITED,
+    LEDGER_NOT_WRITABLE,
+];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::limit::Limit;
 use crate::report::Status;
 
 /// What is counted.
@@ -27,12 +28,14 @@ pub struct Metrics {
     pub wipe_seconds: Histogram,
     /// 1 while the wipes of a mass release wait.
     pub brake: Gauge,
+    /// 1 for what is missing.
+    limited: Family<LimitLabels, Gauge>,
 }
 
 /// Labels of [`Metrics::api_requests`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ApiLabels {
-    /// `get`, `list`, `create`, `patch`, `delete`.
+    /// `get`, `list`, `create`, `patch`, `delete`, `review`.
     pub verb: &'static str,
     /// `success`, `refused`, `unknown`.
     pub outcome: &'static str,
@@ -43,6 +46,11 @@ pub struct ApiLabels {
 pub struct OutcomeLabels {
     /// `success`, `failed`, `cancelled`.
     pub outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    what: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -68,11 +76,20 @@ impl Default for Metrics {
             wipes: Family::default(),
             wipe_seconds: Histogram::new([0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0]),
             brake: Gauge::default(),
+            limited: Family::default(),
         }
     }
 }
 
 impl Metrics {
+    /// Shows what is missing.
+    pub fn show_limits(&self, missing: &[Limit]) {
+        for limit in Limit::ALL {
+            let gauge = self.limited.get_or_create(&LimitLabels { what: limit.as_str() });
+            gauge.set(i64::from(missing.contains(&limit)));
+        }
+    }
+
     /// Counts an API call.
     pub fn api_request(&self, verb: &'static str, outcome: &'static str, took: Duration) {
         self.api_requests.get_or_create(&ApiLabels { verb, outcome }).inc();
@@ -94,6 +111,7 @@ impl Metrics {
         registry.register("wipes", "Ended wipes", self.wipes.clone());
         registry.register("wipe_duration_seconds", "Duration of wipes that ended well", self.wipe_seconds.clone());
         registry.register("mass_release", "1 while the wipes of a mass release wait", self.brake.clone());
+        registry.register("limited", "1 for what is missing, so that less can be promised", self.limited.clone());
         let volumes = Family::<VolumeLabels, Gauge>::default();
         for ((class, reason), count) in status.counts() {
             let labels = VolumeLabels { class: class.to_owned(), verdict: Text(reason.as_str()) };

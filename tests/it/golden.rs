@@ -100,6 +100,7 @@ fn ours(case: &Value) -> Vec<Value> {
         ledger: &Ledger::default(),
         ledger_trouble: None,
         durable: true,
+        may_patch: true,
         memory: &Memory::default(),
         now: Instant::now(),
         clock: Timestamp::UNIX_EPOCH,

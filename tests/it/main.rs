@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod adopted;
 mod busy;
 mod claim;
 mod common;
@@ -23,6 +24,7 @@ mod in_use;
 mod ledger;
 mod ledger_faults;
 mod mountinfo;
+mod old_daemonset;
 mod outage;
 mod properties;
 mod publish;

@@ -1,4 +1,4 @@
-//! The reclaim of a Released PV: fence, delete, claim, wipe, verify, remove. After each
+//! The reclaim of a Released PV by its fence: fence, delete, claim, wipe, verify, remove. After each
 //! step the API server is asked again, and [`reclaim::next_step`] decides anew.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{Done, Ended, Tools, on_thread, thread_name};
 use crate::cluster::ApiError;
 use crate::controller::scribe::Record;
 use crate::controller::turns::{Place, Turn};
-use crate::deleter::{self, Control, Job, MarkId, Receipt, Verified, Warrant, WipeError};
+use crate::deleter::{self, Claimed, Control, Job, MarkId, Receipt, Verified, Warrant, WipeError};
 use crate::events::Event;
 use crate::ledger::{self, State};
 use crate::memory::backoff;
@@ -37,7 +37,12 @@ impl Tools {
     pub async fn reclaim(mut self, target: Target, place: Place, control: Arc<Control>) -> Done {
         let pv = target.pv.clone();
         let mut wiped = false;
-        let ended = match self.wipe_and_remove(&target, &place, &control, &mut wiped).await {
+        let work = if self.may_patch {
+            self.wipe_and_remove(&target, &place, &control, &mut wiped).await
+        } else {
+            self.wipe_unfenced(&target, &place, &control, &mut wiped).await
+        };
+        let ended = match work {
             Ok(last) => last.map_or(Ended::IsGone, |pv| Ended::Is(Box::new(pv))),
             Err(ended) => ended,
         };
@@ -86,7 +91,9 @@ impl Tools {
                     Some(turn) => {
                         let root = now.as_ref().and_then(|pv| pv::annotation(pv, pv::ROOT)).map(ToOwned::to_owned);
                         let claim = owned.claim.as_deref().cloned();
-                        verified = Some(self.wipe(fence, target, root, claim, control, turn).await?);
+                        let (noted, volume) = (fence.clone(), target.clone());
+                        let take = move || deleter::claim(fence, &volume);
+                        verified = Some(self.wipe(take, Some(&noted), target, root, claim, control, turn).await?);
                         *wiped = true;
                         now
                     }
@@ -107,7 +114,7 @@ impl Tools {
     }
 
     /// The PV as it is now; waits for as long as the API server does not answer.
-    async fn look(&mut self, pv: &str) -> Result<Option<PersistentVolume>, Ended> {
+    pub(super) async fn look(&mut self, pv: &str) -> Result<Option<PersistentVolume>, Ended> {
         let mut failures = 0;
         loop {
             match self.cluster.get(pv).await {
@@ -136,30 +143,33 @@ impl Tools {
         }
     }
 
-    async fn inspect(&self, target: &Target, control: &Arc<Control>) -> Result<(), Ended> {
+    pub(super) async fn inspect(&self, target: &Target, control: &Arc<Control>) -> Result<(), Ended> {
         let volume = target.clone();
         on_thread(deleter::spawn(&thread_name(&target.pv), control, move |_| deleter::inspect(&volume))).await
     }
 
     /// Waits for leave to wipe.
-    async fn turn(&mut self, place: &Place) -> Result<Turn, Ended> {
+    pub(super) async fn turn(&mut self, place: &Place) -> Result<Turn, Ended> {
         tokio::select! {
             turn = place.wait() => Ok(turn),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
     }
 
-    /// Wipes and verifies, with the ledger a step ahead: it says so before the first byte
-    /// goes, and that the volume is clean before its PV does.
-    async fn wipe(
+    /// Wipes and verifies the volume that `take` claims, with the ledger a step ahead: it
+    /// says so before the first byte goes, and that the volume is clean before its PV does.
+    /// A `fence` lets the PV show the progress.
+    #[expect(clippy::too_many_arguments, reason = "they are the parts of one job")]
+    pub(super) async fn wipe<L: Send + 'static>(
         &self,
-        fence: Fence,
+        take: impl FnOnce() -> Result<Claimed<L>, WipeError> + Send + 'static,
+        fence: Option<&Fence>,
         target: &Target,
         root: Option<String>,
         claim: Option<Claim>,
         control: &Arc<Control>,
         turn: Turn,
-    ) -> Result<Verified, Ended> {
+    ) -> Result<Verified<L>, Ended> {
         let mut entry = (*target.record).clone();
         // Until the end: a wipe by hand beside this one would be a second hand in the ledger.
         let _lock = self.scribe.lock(entry.id).await.map_err(|error| match error {
@@ -182,17 +192,16 @@ impl Tools {
         );
         let start = Instant::now();
         let mut journal = Record::new(self.scribe.clone(), entry.clone());
-        let (volume, fence_of_thread) = (target.clone(), fence.clone());
+        let node = format!("{}/{}", target.mount_dir, target.entry);
         let mark = MarkId(entry.id.0);
         let root = entry.root.as_deref().or(root.as_deref()).and_then(|text| serde_json::from_str(text).ok());
         let work = move |control: &Control| {
-            let claimed = deleter::claim(fence_of_thread, &volume)?;
-            let node = format!("{}/{}", volume.mount_dir, volume.entry);
+            let claimed = take()?;
             let (rules, root, journal) = (&rules, root.as_ref(), &mut journal);
             deleter::wipe(claimed, Job { rules, mark, from: resume, node: &node, root, journal }, control)
         };
         let thread = on_thread(deleter::spawn(&thread_name(&target.pv), control, work));
-        let result = self.watch_over(thread, &fence, control, turn).await;
+        let result = self.watch_over(thread, &target.pv, fence, control, turn).await;
         let outcome = match &result {
             Ok(_) => "success",
             Err(Ended::NotWiped(WipeError::Cancelled)) => "cancelled",
@@ -238,13 +247,14 @@ impl Tools {
 
     /// Waits for the thread that wipes; notes its progress on the PV, and gives its turn
     /// away when it stands still.
-    async fn watch_over(
+    async fn watch_over<T>(
         &self,
-        thread: impl Future<Output = Result<Verified, Ended>>,
-        fence: &Fence,
+        thread: impl Future<Output = Result<T, Ended>>,
+        pv: &str,
+        fence: Option<&Fence>,
         control: &Control,
         turn: Turn,
-    ) -> Result<Verified, Ended> {
+    ) -> Result<T, Ended> {
         let mut thread = std::pin::pin!(thread);
         let mut turn = Some(turn);
         let begun = Instant::now();
@@ -258,14 +268,16 @@ impl Tools {
             if control.progress() != moved.0 {
                 moved = (control.progress(), Instant::now());
             } else if moved.1.elapsed() >= STANDSTILL && turn.take().is_some() {
-                warn!(pv = fence.pv(), "The wipe stands still; others no longer wait for it");
+                warn!(pv, "The wipe stands still; others no longer wait for it");
             }
             if noted.elapsed() >= NOTE {
                 noted = Instant::now();
                 let text = describe(control, begun.elapsed());
-                info!(pv = fence.pv(), progress = text, "Wipe goes on");
-                if let Err(error) = self.cluster.note_progress(fence, &text).await {
-                    debug!(pv = fence.pv(), %error, "Progress is not noted on the PV");
+                info!(pv, progress = text, "Wipe goes on");
+                if let Some(fence) = fence
+                    && let Err(error) = self.cluster.note_progress(fence, &text).await
+                {
+                    debug!(pv, %error, "Progress is not noted on the PV");
                 }
             }
         }
@@ -288,7 +300,7 @@ impl Tools {
         }
     }
 
-    async fn pause(&mut self, failures: u32) -> Result<(), Ended> {
+    pub(super) async fn pause(&mut self, failures: u32) -> Result<(), Ended> {
         tokio::select! {
             () = tokio::time::sleep(backoff(RETRY, failures, fastrand::f64())) => Ok(()),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
