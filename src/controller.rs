@@ -4,6 +4,7 @@
 
 mod act;
 mod books;
+mod limits;
 mod results;
 mod scribe;
 mod taint;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::admin::View;
 use crate::brake::{self, Brake};
@@ -34,11 +35,13 @@ use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
 use crate::pv::{self, Decoded};
+use crate::reclaim::Release;
 use crate::state_dir::StateDir;
 use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
 use act::{Done, Jobs, Tools};
 use books::Books;
+use limits::Limits;
 use taint::Untainting;
 use tell::Teller;
 use turns::Turns;
@@ -106,6 +109,7 @@ pub struct Controller {
     teller: Teller,
     /// Events, until it is known who sends them.
     unsent: Option<mpsc::Receiver<events::Event>>,
+    limits: Limits,
     turns: Turns,
     brake: Option<Brake>,
     untainting: Untainting,
@@ -143,6 +147,7 @@ impl Controller {
                 cluster: parts.cluster.clone(),
                 node: None,
                 use_node_name_only: parts.config.use_node_name_only,
+                may_patch: true,
                 stopped,
                 metrics: parts.metrics,
                 scribe,
@@ -152,6 +157,7 @@ impl Controller {
             unsent: Some(unsent),
             books,
             teller: Teller::default(),
+            limits: Limits::default(),
             turns: Turns::new(parts.config.max_parallel_wipes),
             brake: None,
             untainting: Untainting::default(),
@@ -240,9 +246,11 @@ impl Controller {
         }
         self.books.tick(&self.tools.scribe);
         if self.resync_at <= now {
+            debug!("Looking at everything again");
             self.resync_at = now + next_resync(&self.config);
             self.scanner.look_at_everything();
             self.cache.suspect_unlabelled();
+            self.ask_for_rights();
             self.dirty = true;
         }
     }
@@ -300,6 +308,12 @@ impl Controller {
                     if self.cache.owned().get(&owned.name).is_some_and(|before| owned.says_more_than(before)) {
                         self.memory.forget_setback(&owned.name);
                     }
+                    // Without a fence, nothing else keeps a claim from a volume that is wiped.
+                    let before = self.cache.owned().get(&owned.name);
+                    let is_over = || before.and_then(Release::of).is_some_and(|before| before.is_over(owned));
+                    if let Some(control) = self.reclaiming.get(&owned.name).filter(|_| !owned.fenced && is_over()) {
+                        control.cancel();
+                    }
                     // It ends the look into a quarantined volume, too.
                     if let Some(control) =
                         self.reclaiming.get(&owned.name).filter(|_| owned.quarantined && owned.word.is_some())
@@ -317,7 +331,12 @@ impl Controller {
                 }
                 _ => {}
             }
+            let rights = matches!(event, Event::MayPatch(_));
+            let may_patch = self.cache.may_patch();
             self.dirty |= self.cache.apply(event);
+            if rights {
+                self.heed_rights(may_patch);
+            }
             next = self.events.try_recv().ok();
         }
         self.feed_pvs();
@@ -326,7 +345,7 @@ impl Controller {
     /// Begins to read what does not depend on the Node's identity.
     fn feed_cluster(&mut self) {
         let (client, events) = (&self.watches, &self.event_sender);
-        self.feeds.spawn(feed::node(client.clone(), self.node_name.clone(), events.clone()));
+        self.feeds.spawn(feed::node(self.cluster.clone(), client.clone(), self.node_name.clone(), events.clone()));
         self.feeds.spawn(feed::storage_classes(client.clone(), events.clone()));
     }
 
@@ -351,12 +370,9 @@ impl Controller {
             self.feeds.abort_all();
             self.feed_cluster();
         }
-        let name_only = self.config.use_node_name_only;
-        let (client, events) = (self.watches.clone(), self.event_sender.clone());
-        self.pv_feeds.spawn(feed::persistent_volumes(client, node.clone(), name_only, events.clone()));
-        self.pv_feeds.spawn(feed::sweep(self.cluster.clone(), node.clone(), name_only, events));
+        self.spawn_pv_feeds(&node);
         if let Some(unsent) = self.unsent.take() {
-            let component = pv::provisioner_name(&node, name_only);
+            let component = pv::provisioner_name(&node, self.config.use_node_name_only);
             self.sender.spawn(events::send_all(self.cluster.clone(), component, unsent));
         }
         self.tools.node = Some(Arc::new(node.clone()));
@@ -393,6 +409,7 @@ impl Controller {
             ledger: self.books.ledger(),
             ledger_trouble: self.books.trouble(),
             durable: self.tools.scribe.is_durable(),
+            may_patch: self.tools.may_patch,
             memory: &self.memory,
             now,
             clock: jiff::Timestamp::now(),
@@ -402,6 +419,8 @@ impl Controller {
         self.memory.note_missing(plan.missing, now);
         self.memory.note_wanted(plan.wanted, now);
         self.memory.note_mass_release(plan.mass_release, now);
+        self.tell_taken(&plan.records);
+        self.tell_limits();
         self.books.note(plan.records, &self.tools.scribe);
         self.heed_brakes(plan.brake);
         self.dirty = false;

@@ -37,6 +37,10 @@ const VOLUME_UNKNOWN_RECLAIM_POLICY: &str = "VolumeUnknownReclaimPolicy";
 pub const WORD_IGNORED: &str = "WordIgnored";
 /// Most volumes of the node were released at once.
 pub const MASS_RELEASE: &str = "MassRelease";
+/// A PV was taken from its wipe, which no fence guarded.
+pub const HALF_WIPED: &str = "HalfWiped";
+/// Something is missing, so that less can be promised.
+pub const LIMITED: &str = "Limited";
 /// The ledger can't be written.
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
 /// The start-up taint stays, because volumes that claims have are not there.
@@ -45,7 +49,7 @@ pub const TAINT_HELD: &str = "StartUpTaintHeld";
 pub const TAINT_NOT_REMOVED: &str = "StartUpTaintNotRemoved";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 10] = [
+pub const REASONS: [&str; 12] = [
     VOLUME_DELETE,
     VOLUME_FAILED_DELETE,
     VOLUME_WIPED,
@@ -53,6 +57,8 @@ pub const REASONS: [&str; 10] = [
     VOLUME_UNKNOWN_RECLAIM_POLICY,
     WORD_IGNORED,
     MASS_RELEASE,
+    HALF_WIPED,
+    LIMITED,
     LEDGER_NOT_WRITABLE,
     TAINT_HELD,
     TAINT_NOT_REMOVED,

@@ -8,6 +8,7 @@
 // The functional core.
 pub mod volume;
 pub mod verdict;
+pub mod limit;
 pub mod identity;
 pub mod root;
 pub mod pattern;

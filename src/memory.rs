@@ -233,6 +233,11 @@ impl Memory {
         self.setbacks.remove(pv);
     }
 
+    /// Forgets what went wrong with all of them.
+    pub fn forget_setbacks(&mut self) {
+        self.setbacks.clear();
+    }
+
     /// How often in a row work for the PV has failed.
     #[must_use]
     pub fn failures(&self, pv: &str) -> u32 {

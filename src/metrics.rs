@@ -22,6 +22,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::deleter::Control;
+use crate::limit::Limit;
 use crate::report::Status;
 use contract::Contract;
 use wipes::{Wipe, WipeUnderWay, Wipes};
@@ -62,12 +63,14 @@ pub struct Metrics {
     under_way: Wipes,
     /// 1 while the wipes of a mass release wait.
     pub brake: Gauge,
+    /// 1 for what is missing.
+    limited: Family<LimitLabels, Gauge>,
 }
 
 /// Labels of [`Metrics::api_requests`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ApiLabels {
-    /// `get`, `list`, `create`, `patch`, `delete`.
+    /// `get`, `list`, `create`, `patch`, `delete`, `review`.
     pub verb: &'static str,
     /// `success`, `refused`, `unknown`.
     pub outcome: &'static str,
@@ -83,6 +86,11 @@ pub struct OutcomeLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerbLabels {
     verb: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    what: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -115,6 +123,7 @@ impl Default for Metrics {
             wipe_seconds: Histogram::new(WIPE_BUCKETS),
             under_way: Wipes::default(),
             brake: Gauge::default(),
+            limited: Family::default(),
         };
         // Or the first of each would not be an increase.
         for outcome in ["success", "failed", "cancelled"] {
@@ -125,6 +134,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Shows what is missing.
+    pub fn show_limits(&self, missing: &[Limit]) {
+        for limit in Limit::ALL {
+            let gauge = self.limited.get_or_create(&LimitLabels { what: limit.as_str() });
+            gauge.set(i64::from(missing.contains(&limit)));
+        }
+    }
+
     /// Counts an API call.
     pub fn api_request(&self, verb: &'static str, outcome: &'static str, took: Duration) {
         self.api_requests.get_or_create(&ApiLabels { verb, outcome }).inc();
@@ -190,6 +207,11 @@ impl Metrics {
             Described(planned),
         );
         registry.register("mass_release", "1 while the wipes of a mass release wait", self.brake.clone());
+        registry.register(
+            "limited",
+            "1 for what is missing, so that less can be promised",
+            Described(self.limited.clone()),
+        );
         registry.register(
             "start_up_taint",
             "1 while the start-up taint is on this Node and is to be taken off",

@@ -60,6 +60,8 @@ pub struct World<'a> {
     pub ledger_trouble: Option<&'a str>,
     /// Whether the ledger outlives this process.
     pub durable: bool,
+    /// Whether PVs may be patched. Without that right they are made, wiped and deleted only.
+    pub may_patch: bool,
     /// What the controller remembers.
     pub memory: &'a Memory,
     /// The time of the decision.

@@ -40,6 +40,9 @@ pub fn present(
     if world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name) {
         return if wants_reclaim(owned) { underway(world, owned) } else { kept(world, owned) };
     }
+    if let Some(verdict) = taken_back(world, owned, plan).or_else(|| without_patch(world, owned)) {
+        return verdict;
+    }
     let now = &candidate.sighting.identity;
     let accepted = owned.accepted.as_deref().is_some_and(|accepted| *accepted == now.digest());
     let same = match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
@@ -51,10 +54,12 @@ pub fn present(
         None if (owned.terminating || owned.garbled) && !accepted => {
             return changed(world, owned, candidate, "nothing says which volume it was", plan);
         }
-        // A PV without identity is taken for what is there now: nothing better is known.
+        // A PV without identity is taken for what is there now: nothing better is known. The
+        // ledger has that from now on, also where the PV can't be given it.
+        None if !world.may_patch => true,
         Some(_) | None => return adopt(world, owned, Some(now), plan),
     };
-    if !owned.terminating && (!owned.labelled || (same && owned.identity.is_none())) {
+    if world.may_patch && !owned.terminating && (!owned.labelled || (same && owned.identity.is_none())) {
         // What is not known to be its volume is never recorded as such.
         return adopt(world, owned, Some(now).filter(|_| same), plan);
     }
@@ -78,6 +83,36 @@ fn underway(world: &World<'_>, owned: &OwnedPv) -> Verdict {
     let wiping = owned.fenced || entry.is_some_and(|entry| matches!(entry.state, State::Wiping { .. }));
     let setback = world.memory.setback(&owned.name).filter(|_| !wiping);
     setback.map_or_else(|| Verdict::new(Reason::Wiping, ""), |setback| setback.verdict.clone())
+}
+
+/// Removes a PV whose wipe has begun without a fence, if somebody has taken it from that: no
+/// claim must get the volume before it is wiped to the end.
+fn taken_back(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> {
+    let claim = record::wiped_claim(world, owned)?;
+    let pv = Unclaimed::half_wiped(owned, &claim.uid)?;
+    if let Some(verdict) = waiting(world, &owned.name, plan) {
+        return Some(verdict);
+    }
+    let why = "it was taken from its wipe; a new PV takes its place when its volume is wiped to the end";
+    plan.begin(world, Action::Withdraw { pv, entry: None, why: why.to_owned() });
+    Some(Verdict::new(Reason::Pending, why))
+}
+
+/// What is not done for a PV because PVs may not be patched.
+fn without_patch(world: &World<'_>, owned: &OwnedPv) -> Option<Verdict> {
+    if world.may_patch {
+        return None;
+    }
+    let detail = match (&owned.word, owned.fenced, &owned.accepted) {
+        (_, true, _) => "its finalizer mooring.dev/wipe can't be taken off",
+        (Some(_), ..) => {
+            "its annotation mooring.dev/reclaim has no effect, because it could not be taken off after: take it off; to \
+             have the volume wiped, set its reclaim policy to Delete"
+        }
+        (.., Some(_)) => "its annotation mooring.dev/accept-identity has no effect, because it can't be recorded",
+        _ => return None,
+    };
+    Some(Verdict::new(Reason::Refused, format!("{detail}: the agent lacks the right to patch persistentvolumes")))
 }
 
 /// Removes the PV, if nobody has claimed it.
@@ -210,6 +245,10 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
     }
     if owned.phase == Phase::Released {
         match &owned.word {
+            Some(Word::Keep) if record::wiped_claim(world, owned).is_some() => {
+                let detail = "its wipe has begun: what is left of its data can't be offered; use wipe or retire";
+                return Verdict::new(Reason::Refused, detail);
+            }
             Some(Word::Keep) => plan.begin(world, Action::Keep(Seen::of(owned))),
             Some(Word::Retire) => return retire(world, owned, candidate, plan),
             Some(Word::Unknown(text)) => {
@@ -236,6 +275,9 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
     }
     let Some(offered) = owned.capacity else { return kept(world, owned) };
     let is = candidate.capacity;
+    if is > offered && !world.may_patch {
+        return Verdict::new(Reason::Published, format!("it has grown to {is}; its PV can't be patched to say so"));
+    }
     if is > offered && matches!(owned.phase, Phase::Available | Phase::Bound) {
         plan.begin(world, Action::Grow { pv: Seen::of(owned), to: is });
     } else if is < offered && Unclaimed::of(owned).is_some() {
@@ -348,7 +390,7 @@ fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
     }
     plan.missing.insert(owned.name.clone());
     if Unclaimed::of(owned).is_none() {
-        if !owned.labelled && !owned.terminating {
+        if world.may_patch && !owned.labelled && !owned.terminating {
             adopt(world, owned, None, plan);
         }
         return;
@@ -375,7 +417,9 @@ fn all_gone(world: &World<'_>, owned: &OwnedPv) -> bool {
 pub fn without_finding(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> EntryStatus {
     let path = &owned.path;
     let entry = world.config.class(&owned.class).and_then(|class| class.entry_of(path));
+    let taken = entry.and_then(|_| taken_back(world, owned, plan).or_else(|| without_patch(world, owned)));
     let verdict = match entry {
+        Some(_) if taken.is_some() => taken.expect("it was seen just now"),
         Some(_) if world.unseen.contains_key(&owned.class) => {
             absent(world, owned, false, plan);
             world.unseen[&owned.class].clone()

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use mooring::events;
+use mooring::limit::Limit;
 use mooring::pv;
 use mooring::verdict::Reason;
 
@@ -87,6 +89,42 @@ fn every_event_and_annotation_is_documented_for_the_admin() {
     }
 }
 
+#[test]
+fn every_right_and_every_limit_is_documented() {
+    let page = text("docs/rights.md");
+    let (rights, limits) = page.split_once("\n## What is lost\n").expect("it has both parts");
+    let role: Vec<String> = text("deploy/manifests/rbac.yaml")
+        .split("\n---\n")
+        .map(str::to_owned)
+        .filter(|part| part.contains("kind: ClusterRole\n"))
+        .collect();
+    let role: ClusterRole = serde_saphyr::from_str(&role[0]).expect("it is a ClusterRole");
+    let granted: BTreeSet<(String, String)> = role
+        .rules
+        .unwrap_or_default()
+        .into_iter()
+        .flat_map(|rule| {
+            let verbs = rule.verbs;
+            let of = move |resource: String| verbs.clone().into_iter().map(move |verb| (resource.clone(), verb));
+            rule.resources.unwrap_or_default().into_iter().flat_map(of)
+        })
+        .collect();
+    let documented: BTreeSet<(String, String)> = rows(rights)
+        .into_iter()
+        .flat_map(|(resource, row)| {
+            let verbs: Vec<String> =
+                row.split('|').nth(2).expect("it has verbs").split(',').map(|verb| verb.trim().to_owned()).collect();
+            verbs.into_iter().map(move |verb| (resource.clone(), verb))
+        })
+        .collect();
+    assert_eq!(documented, granted);
+    let listed: Vec<String> = rows(limits).into_iter().map(|(what, _)| what).collect();
+    assert_eq!(listed, Limit::ALL.map(Limit::as_str));
+    // All of them fit into one Event.
+    let note: usize = Limit::ALL.map(|limit| limit.as_str().len() + limit.loss().len() + 4).into_iter().sum();
+    assert!(note < 950, "{note}");
+}
+
 /// All Rust files below.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("it can be listed") {
@@ -107,7 +145,14 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
     sources(&root.join("tests/it"), &mut files);
     let all: String = files.iter().map(|file| fs::read_to_string(file).expect("it can be read")).collect();
     let mut tests = 0;
-    for page in ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/safety.md", "docs/configuration.md"] {
+    for page in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/safety.md",
+        "docs/configuration.md",
+        "docs/rights.md",
+    ] {
         let text = text(page);
         for name in code(&text) {
             let is_file = ["src/", "tests/", "deploy/", "config/", "docs/"].iter().any(|start| name.starts_with(start));

@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod adopted;
 mod busy;
 mod claim;
 mod common;
@@ -18,6 +19,7 @@ mod fence;
 mod follow;
 mod gate;
 mod golden;
+mod golden_agent;
 mod harness_test;
 mod identity;
 mod in_use;
@@ -26,6 +28,7 @@ mod ledger;
 mod ledger_faults;
 mod metrics;
 mod mountinfo;
+mod old_daemonset;
 mod outage;
 mod properties;
 mod publish;

@@ -220,6 +220,7 @@ impl Scene {
             ledger: &self.ledger,
             ledger_trouble: None,
             durable: true,
+            may_patch: true,
             memory: &Memory::default(),
             now: Instant::now(),
             clock: Timestamp::UNIX_EPOCH,

@@ -405,7 +405,7 @@ impl Tools {
             deleter::verify_job(claimed, &done, job, control)
         };
         let thread = on_thread(deleter::spawn(&thread_name(&target.pv), control, work));
-        self.watch_over(thread, fence, control, turn).await
+        self.watch_over(thread, &target.pv, Some(fence), control, turn).await
     }
 }
 
