@@ -29,6 +29,8 @@ pub struct AgentOptions<'a> {
     pub config: &'a [(&'a str, &'a str)],
     /// Further arguments of `mooring agent`.
     pub args: &'a [&'a str],
+    /// Whether the subcommand is left out.
+    pub bare: bool,
     /// Whether it runs without a state directory.
     pub stateless: bool,
     /// Further environment variables; they win over the harness's own.
@@ -50,7 +52,7 @@ impl Agent {
     pub fn start(node: &TestNode, options: AgentOptions) -> Self {
         let config = ConfigDir::new(node.dir().join(format!("config-{}", unique())), options.config);
         let mut command = launch::command_line(&launch::binary(options.binary));
-        command.arg("agent").arg("--config-dir").arg(config.path());
+        command.args((!options.bare).then_some("agent")).arg("--config-dir").arg(config.path());
         command.args(["--listen-address", "127.0.0.1:0", "--log-format", "json"]).args(options.args);
         if !options.stateless {
             command.arg("--state-dir").arg(node.state_dir());

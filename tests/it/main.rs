@@ -13,6 +13,7 @@ mod crash;
 mod docs;
 mod exchange;
 mod fence;
+mod flags;
 mod follow;
 mod gate;
 mod golden;
