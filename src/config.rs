@@ -3,9 +3,11 @@
 //! sig-storage-local-static-provisioner, so that its ConfigMaps are read unchanged.
 //! Each key arrives as a file of its own (a projected ConfigMap volume).
 
+mod former;
 mod wipe;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
@@ -16,6 +18,7 @@ use crate::method::WipeRules;
 use crate::pattern::NamePattern;
 use crate::volume::{AccessMode, VolumeMode};
 
+pub use former::Former;
 pub use wipe::DirtyPolicy;
 
 /// What to discover and how to publish it.
@@ -45,6 +48,10 @@ pub struct Config {
     /// `provisionerNotReadyNodeTaintKey`, with `removeNodeNotReadyTaint`: the key of the
     /// taint that is taken off the Node once its volumes are published.
     pub start_up_taint: Option<String>,
+    /// Classes that are configured no more, but may have PVs; the latest first.
+    pub former: Vec<Former>,
+    /// The text of `storageClassMap`.
+    map: Arc<str>,
 }
 
 /// One entry of `storageClassMap`.
@@ -180,6 +187,8 @@ impl Config {
                 .then(|| value::<String>(files, "provisionerNotReadyNodeTaintKey"))
                 .transpose()?
                 .flatten(),
+            former: Vec::new(),
+            map: files.get("storageClassMap").map(String::as_str).unwrap_or_default().into(),
         })
     }
 
@@ -192,7 +201,7 @@ impl Config {
     /// The directories to look at, each once, as this process sees them.
     #[must_use]
     pub fn mount_dirs(&self) -> std::collections::BTreeSet<String> {
-        self.classes.iter().map(|class| class.mount_dir.clone()).collect()
+        self.present_and_former().map(|class| class.mount_dir.clone()).collect()
     }
 }
 
