@@ -34,10 +34,19 @@ pub const WORD_IGNORED: &str = "WordIgnored";
 pub const MASS_RELEASE: &str = "MassRelease";
 /// The ledger can't be written.
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
+/// A change of the config can't be used.
+pub const CONFIG_REJECTED: &str = "ConfigRejected";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 6] =
-    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, WORD_IGNORED, MASS_RELEASE, LEDGER_NOT_WRITABLE];
+pub const REASONS: [&str; 7] = [
+    VOLUME_DELETE,
+    VOLUME_FAILED_DELETE,
+    VOLUME_WIPED,
+    WORD_IGNORED,
+    MASS_RELEASE,
+    LEDGER_NOT_WRITABLE,
+    CONFIG_REJECTED,
+];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 

@@ -27,6 +27,7 @@ pub mod report;
 
 // The imperative shell.
 pub mod metrics;
+pub mod config_dir;
 pub mod state_dir;
 pub mod node;
 pub mod deleter;

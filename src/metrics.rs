@@ -27,6 +27,12 @@ pub struct Metrics {
     pub wipe_seconds: Histogram,
     /// 1 while the wipes of a mass release wait.
     pub brake: Gauge,
+    /// Changes of the config that were noticed, by outcome.
+    pub config_reloads: Family<OutcomeLabels, Counter<u64, AtomicU64>>,
+    /// 1 when the config as it is now is the one in force, else 0.
+    pub config_last_reload_successful: Gauge,
+    /// Hash of the config in force.
+    pub config_hash: Gauge,
 }
 
 /// Labels of [`Metrics::api_requests`].
@@ -38,10 +44,10 @@ pub struct ApiLabels {
     pub outcome: &'static str,
 }
 
-/// Labels of [`Metrics::wipes`].
+/// Labels of [`Metrics::wipes`] and of [`Metrics::config_reloads`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
-    /// `success`, `failed`, `cancelled`.
+    /// `success`, `failed`; of wipes also `cancelled`.
     pub outcome: &'static str,
 }
 
@@ -68,6 +74,9 @@ impl Default for Metrics {
             wipes: Family::default(),
             wipe_seconds: Histogram::new([0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0]),
             brake: Gauge::default(),
+            config_reloads: Family::default(),
+            config_last_reload_successful: Gauge::default(),
+            config_hash: Gauge::default(),
         }
     }
 }
@@ -77,6 +86,13 @@ impl Metrics {
     pub fn api_request(&self, verb: &'static str, outcome: &'static str, took: Duration) {
         self.api_requests.get_or_create(&ApiLabels { verb, outcome }).inc();
         self.api_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a change of the config.
+    pub fn config_reload(&self, is_good: bool) {
+        let outcome = if is_good { "success" } else { "failed" };
+        self.config_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.config_last_reload_successful.set(i64::from(is_good));
     }
 
     /// The text of a scrape, in the OpenMetrics format.
@@ -94,6 +110,17 @@ impl Metrics {
         registry.register("wipes", "Ended wipes", self.wipes.clone());
         registry.register("wipe_duration_seconds", "Duration of wipes that ended well", self.wipe_seconds.clone());
         registry.register("mass_release", "1 while the wipes of a mass release wait", self.brake.clone());
+        for outcome in ["success", "failed"] {
+            // Both are there from the start: a counter that appears with 1 shows no increase.
+            drop(self.config_reloads.get_or_create(&OutcomeLabels { outcome }));
+        }
+        registry.register("config_reloads", "Changes of the config by outcome", self.config_reloads.clone());
+        registry.register(
+            "config_last_reload_successful",
+            "1 when the config as it is now is the one in force",
+            self.config_last_reload_successful.clone(),
+        );
+        registry.register("config_hash", "Hash of the config in force", self.config_hash.clone());
         let volumes = Family::<VolumeLabels, Gauge>::default();
         for ((class, reason), count) in status.counts() {
             let labels = VolumeLabels { class: class.to_owned(), verdict: Text(reason.as_str()) };

@@ -27,6 +27,7 @@ mod outage;
 mod properties;
 mod publish;
 mod reclaim;
+mod reload;
 mod restart;
 mod root_facts;
 mod startup;
