@@ -130,27 +130,27 @@ async fn after_fifty_edits_the_agent_offers_what_a_fresh_one_would() {
     let files = draft.files(&names, &dirs);
     let agent = Agent::start(&node, AgentOptions { config: &borrowed(&files), ..AgentOptions::default() });
     wait_ready(&agent).await;
-    let (mut bad, mut last) = (0, files);
+    let (mut bad, mut last, mut was_seen) = (0, files, true);
     for _ in 0..50 {
         let mark = agent.mark();
-        if random.u32(..4) == 0 {
-            bad += 1;
-            let files = spoilt(&draft.files(&names, &dirs), &mut random);
-            agent.rewrite_config(&borrowed(&files));
-            if files != last && random.u32(..4) > 0 {
-                agent.wait_log_after(mark, REJECTED, SOON).await;
-            }
-            last = files;
-        } else {
+        let good = random.u32(..4) > 0;
+        let files = if good {
             draft.edit(&mut random);
-            let files = draft.files(&names, &dirs);
-            agent.rewrite_config(&borrowed(&files));
-            // The others are followed before they are in force.
-            if random.u32(..4) > 0 {
-                wait_in_force(&agent, config_dir::hash(&files)).await;
-            }
-            last = files;
+            draft.files(&names, &dirs)
+        } else {
+            bad += 1;
+            spoilt(&draft.files(&names, &dirs), &mut random)
+        };
+        agent.rewrite_config(&borrowed(&files));
+        // The others are followed at once, perhaps before they are seen.
+        let is_awaited = random.u32(..4) > 0;
+        if is_awaited && good {
+            wait_in_force(&agent, config_dir::hash(&files)).await;
+        } else if is_awaited && was_seen && files != last {
+            agent.wait_log_after(mark, REJECTED, SOON).await;
         }
+        was_seen = is_awaited && (good || was_seen);
+        last = files;
     }
     let files = draft.files(&names, &dirs);
     agent.rewrite_config(&borrowed(&files));
