@@ -6,6 +6,7 @@
 mod class;
 mod duration;
 mod fit;
+mod former;
 mod keys;
 mod neighbours;
 mod problem;
@@ -14,6 +15,7 @@ mod wipe;
 pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
@@ -25,6 +27,7 @@ use crate::volume::{AccessMode, VolumeMode};
 use fit::{Data, Fitter, Value};
 use keys::CLASSES;
 
+pub use former::Former;
 pub use keys::known as known_keys;
 pub use problem::{ConfigError, Place, Problem, Severity};
 pub use wipe::DirtyPolicy;
@@ -58,6 +61,10 @@ pub struct Config {
     pub start_up_taint: Option<String>,
     /// `holdTaintForBoundVolumes`: that taint stays while the volume of a claim is missing.
     pub hold_taint_for_bound_volumes: bool,
+    /// Classes that are configured no more, but may have PVs; the latest first.
+    pub former: Vec<Former>,
+    /// The text of `storageClassMap`.
+    map: Arc<str>,
 }
 
 /// One entry of `storageClassMap`.
@@ -137,7 +144,12 @@ impl Config {
         let mut problems = fitter.problems;
         problems.sort();
         match config {
-            Some(config) if !problems.iter().any(Problem::is_error) => Ok(Parsed { config, warnings: problems }),
+            Some(config) if !problems.iter().any(Problem::is_error) => {
+                let map =
+                    files.iter().find(|(key, _)| key.eq_ignore_ascii_case(CLASSES)).map(|(_, text)| text.as_str());
+                let config = Self { map: map.unwrap_or_default().into(), ..config };
+                Ok(Parsed { config, warnings: problems })
+            }
             _ => Err(ConfigError { problems }),
         }
     }
@@ -151,7 +163,7 @@ impl Config {
     /// The directories to look at, each once, as this process sees them.
     #[must_use]
     pub fn mount_dirs(&self) -> std::collections::BTreeSet<String> {
-        self.classes.iter().map(|class| class.mount_dir.clone()).collect()
+        self.present_and_former().map(|class| class.mount_dir.clone()).collect()
     }
 }
 
@@ -227,6 +239,8 @@ fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option
             .unwrap_or_default(),
         start_up_taint,
         hold_taint_for_bound_volumes: flag("holdTaintForBoundVolumes"),
+        former: Vec::new(),
+        map: "".into(),
     })
 }
 

@@ -5,6 +5,7 @@
 mod act;
 mod books;
 mod limits;
+mod reload;
 mod results;
 mod scribe;
 mod taint;
@@ -26,6 +27,7 @@ use crate::cache::{Cache, Event, feed};
 use crate::cleanup_job::Site;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::config_dir::{Loaded, Reading};
 use crate::deleter::Control;
 use crate::discovery::{self, Finding, Listing, Snapshot};
 use crate::events::{self, About, Events};
@@ -63,8 +65,12 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the controller works with.
 pub struct Parts {
-    /// The config in force.
-    pub config: Config,
+    /// The config, with the former classes that the state directory knows.
+    pub config: Loaded,
+    /// What is read when it changes.
+    pub readings: mpsc::UnboundedReceiver<Reading>,
+    /// What the state directory has of the config, for [`Config::recall`].
+    pub remembered: Vec<u8>,
     /// Name of this Node.
     pub node_name: String,
     /// Reads and writes PVs.
@@ -88,6 +94,10 @@ pub struct Parts {
 /// The loop and its state.
 pub struct Controller {
     config: Config,
+    config_hash: u64,
+    /// It comes into force when its directories have been looked at.
+    next_config: Option<Loaded>,
+    readings: mpsc::UnboundedReceiver<Reading>,
     node_name: String,
     scanner: Scanner,
     cluster: Cluster,
@@ -135,18 +145,22 @@ impl Controller {
     /// # Errors
     /// When a thread or the inotify instance can't be had.
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
-        let scanner = Scanner::start(parts.config.mount_dirs())?;
+        let Loaded { config, hash: config_hash } = parts.config;
+        let scanner = Scanner::start(config.mount_dirs())?;
         let (event_sender, events) = mpsc::channel(64);
         let (stop, stopped) = watch::channel(false);
-        let resync_at = Instant::now() + next_resync(&parts.config);
+        let resync_at = Instant::now() + next_resync(&config);
         let (notices, unsent) = parts.events;
-        let (books, scribe) = Books::open(parts.ledger, parts.state);
+        let (mut books, scribe) = Books::open(parts.ledger, parts.remembered, parts.state);
+        books.note_classes(config.remembered(), &scribe);
+        parts.metrics.config_last_reload_successful.set(1);
+        parts.metrics.config_hash.set(config_hash.cast_signed());
         let mut controller = Self {
             node_name: parts.node_name,
             tools: Tools {
                 cluster: parts.cluster.clone(),
                 node: None,
-                use_node_name_only: parts.config.use_node_name_only,
+                use_node_name_only: config.use_node_name_only,
                 may_patch: true,
                 stopped,
                 metrics: parts.metrics,
@@ -158,11 +172,14 @@ impl Controller {
             books,
             teller: Teller::default(),
             limits: Limits::default(),
-            turns: Turns::new(parts.config.max_parallel_wipes),
+            turns: Turns::new(config.max_parallel_wipes),
             brake: None,
             untainting: Untainting::default(),
             random: fastrand::u64(..),
-            config: parts.config,
+            config,
+            config_hash,
+            next_config: None,
+            readings: parts.readings,
             scanner,
             cluster: parts.cluster,
             watches: parts.watches,
@@ -210,6 +227,9 @@ impl Controller {
                 Some(done) = self.work.join_next() => self.take_results(done),
                 () = self.books.written() => self.dirty = true,
                 () = self.untainting.progress(&self.tools.events) => self.dirty = true,
+                reading = self.readings.recv(), if !self.readings.is_closed() => self.take_reading(
+                    reading.unwrap_or_else(|| Err("its reader has ended by a defect; restart the agent".to_owned()))
+                ),
                 () = tokio::time::sleep_until(wake_at.into()) => self.tick(),
             }
             self.view.send_modify(|view| view.heartbeat = Instant::now());
@@ -268,6 +288,7 @@ impl Controller {
 
     fn look_at_snapshot(&mut self) {
         let Some(snapshot) = self.scanner.snapshots.borrow_and_update().clone() else { return };
+        let is_configured = |directory: &str| self.config.classes.iter().any(|class| class.mount_dir == directory);
         for (directory, listing) in &snapshot.directories {
             let before = self.snapshot.as_ref().and_then(|before| before.directories.get(directory));
             match listing {
@@ -276,6 +297,9 @@ impl Controller {
                 }
                 Listing::Entries(_) => {}
                 _ if before == Some(listing) => {}
+                _ if !is_configured(directory) && self.next_config.is_none() => {
+                    info!(directory, "Former discovery directory can't be read");
+                }
                 Listing::Failed(error) => {
                     warn!(directory, error, "Discovery directory can't be read; create it, or correct mountDir");
                 }
@@ -285,12 +309,23 @@ impl Controller {
             }
         }
         self.memory.note_look(snapshot.began);
-        self.findings = discovery::discover(&self.config, &snapshot);
-        self.unseen = discovery::unseen(&self.config, &snapshot);
-        if self.snapshot.is_none() {
+        if !self.is_of_config(&snapshot) {
+            return;
+        }
+        let is_first = self.snapshot.is_none();
+        self.snapshot = Some(snapshot);
+        self.judge_snapshot();
+        if is_first {
             self.books.share_identities(&self.findings);
         }
-        self.snapshot = Some(snapshot);
+        self.change_config();
+    }
+
+    /// What the config makes of the snapshot.
+    fn judge_snapshot(&mut self) {
+        let Some(snapshot) = self.snapshot.as_deref() else { return };
+        self.findings = discovery::discover(&self.config, snapshot);
+        self.unseen = discovery::unseen(&self.config, snapshot);
         self.dirty = true;
     }
 
@@ -349,13 +384,17 @@ impl Controller {
         self.feeds.spawn(feed::storage_classes(client.clone(), events.clone()));
     }
 
-    /// Begins to read PVs once the Node is known, and anew when it is another one.
+    /// Begins to read PVs once the Node is known, and anew when it is another one or signs
+    /// its PVs otherwise.
     fn feed_pvs(&mut self) {
         let Some(node) = self.cache.node() else { return };
         let fed_for = self.fed_for.as_ref();
-        if fed_for.is_some_and(|fed| fed.uid == node.uid && fed.hostname == node.hostname) {
+        let name_only = self.config.use_node_name_only;
+        let is_signed_alike = self.tools.use_node_name_only == name_only;
+        if fed_for.is_some_and(|fed| fed.uid == node.uid && fed.hostname == node.hostname) && is_signed_alike {
             return;
         }
+        self.tools.use_node_name_only = name_only;
         let node = node.clone();
         info!(node = node.name, uid = node.uid, hostname = node.hostname, "Node found");
         if fed_for.is_some() {
@@ -386,6 +425,7 @@ impl Controller {
             self.dirty = false;
             return;
         }
+        self.forget_former_classes();
         let now = Instant::now();
         for id in self.books.take_written() {
             let owned = self.cache.owned().values().find(|owned| owned.entry == Some(id.0));

@@ -47,9 +47,11 @@ pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
 pub const TAINT_HELD: &str = "StartUpTaintHeld";
 /// The start-up taint can't be taken off.
 pub const TAINT_NOT_REMOVED: &str = "StartUpTaintNotRemoved";
+/// A change of the config can't be used.
+pub const CONFIG_REJECTED: &str = "ConfigRejected";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 12] = [
+pub const REASONS: [&str; 13] = [
     VOLUME_DELETE,
     VOLUME_FAILED_DELETE,
     VOLUME_WIPED,
@@ -62,6 +64,7 @@ pub const REASONS: [&str; 12] = [
     LEDGER_NOT_WRITABLE,
     TAINT_HELD,
     TAINT_NOT_REMOVED,
+    CONFIG_REJECTED,
 ];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";

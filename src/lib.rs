@@ -29,6 +29,7 @@ pub mod report;
 pub mod taint;
 
 // The imperative shell.
+pub mod config_dir;
 pub mod state_dir;
 pub mod node;
 pub mod deleter;

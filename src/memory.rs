@@ -238,6 +238,11 @@ impl Memory {
         self.setbacks.clear();
     }
 
+    /// Forgets what went wrong with all PVs but those.
+    pub fn forget_setbacks_but(&mut self, is_kept: impl Fn(&str) -> bool) {
+        self.setbacks.retain(|pv, _| is_kept(pv));
+    }
+
     /// How often in a row work for the PV has failed.
     #[must_use]
     pub fn failures(&self, pv: &str) -> u32 {

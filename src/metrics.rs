@@ -65,6 +65,12 @@ pub struct Metrics {
     pub brake: Gauge,
     /// 1 for what is missing.
     limited: Family<LimitLabels, Gauge>,
+    /// Changes of the config that were noticed, by outcome.
+    pub config_reloads: Family<OutcomeLabels, Counter<u64, AtomicU64>>,
+    /// 1 when the config as it is now is the one in force, else 0.
+    pub config_last_reload_successful: Gauge,
+    /// Hash of the config in force.
+    pub config_hash: Gauge,
 }
 
 /// Labels of [`Metrics::api_requests`].
@@ -76,10 +82,10 @@ pub struct ApiLabels {
     pub outcome: &'static str,
 }
 
-/// Labels of [`Metrics::wipes`].
+/// Labels of [`Metrics::wipes`] and of [`Metrics::config_reloads`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
-    /// `success`, `failed`, `cancelled`.
+    /// `success`, `failed`; of wipes also `cancelled`.
     pub outcome: &'static str,
 }
 
@@ -124,10 +130,16 @@ impl Default for Metrics {
             under_way: Wipes::default(),
             brake: Gauge::default(),
             limited: Family::default(),
+            config_reloads: Family::default(),
+            config_last_reload_successful: Gauge::default(),
+            config_hash: Gauge::default(),
         };
         // Or the first of each would not be an increase.
         for outcome in ["success", "failed", "cancelled"] {
             drop(metrics.wipes.get_or_create(&OutcomeLabels { outcome }));
+        }
+        for outcome in ["success", "failed"] {
+            drop(metrics.config_reloads.get_or_create(&OutcomeLabels { outcome }));
         }
         metrics
     }
@@ -157,6 +169,13 @@ impl Metrics {
     #[must_use]
     pub fn begin_wipe(&self, wipe: Wipe, control: &Arc<Control>) -> WipeUnderWay {
         self.under_way.begin(wipe, Arc::clone(control), self.contract.clone())
+    }
+
+    /// Counts a change of the config.
+    pub fn config_reload(&self, is_good: bool) {
+        let outcome = if is_good { "success" } else { "failed" };
+        self.config_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.config_last_reload_successful.set(i64::from(is_good));
     }
 
     /// The text of a scrape.
@@ -212,6 +231,13 @@ impl Metrics {
             "1 for what is missing, so that less can be promised",
             Described(self.limited.clone()),
         );
+        registry.register("config_reloads", "Changes of the config by outcome", Described(self.config_reloads.clone()));
+        registry.register(
+            "config_last_reload_successful",
+            "1 when the config as it is now is the one in force",
+            self.config_last_reload_successful.clone(),
+        );
+        registry.register("config_hash", "Hash of the config in force", self.config_hash.clone());
         registry.register(
             "start_up_taint",
             "1 while the start-up taint is on this Node and is to be taken off",

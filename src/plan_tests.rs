@@ -35,6 +35,7 @@ fn finding(entry: &str, outcome: Result<Sighting, Reason>) -> Finding {
             }
             Err(reason) => Err(Verdict::new(reason, "")),
         },
+        former: None,
     }
 }
 
@@ -802,4 +803,62 @@ fn a_pv_that_was_taken_from_its_wipe_is_withdrawn_and_its_volume_wiped_to_the_en
     // What is left of its data is not offered at an admin's word.
     let keep = scene().with_pv(|owned| (released(owned), owned.word = Some(Word::Keep)).0).with_state(wiping("zero"));
     assert_eq!((keep.decides().0, keep.decides().1.reason), (None, Reason::Refused));
+}
+
+/// The volume is where class c was: it is configured no more.
+fn without_its_class(mut scene: Scene) -> Scene {
+    let rest = BTreeMap::from([("storageClassMap".to_owned(), "d: {hostDir: /h/d, mountDir: /m/d}".to_owned())]);
+    let before = std::mem::replace(&mut scene.config, Config::parse(&rest).expect("it is valid"));
+    scene.config.succeed(&before);
+    for finding in &mut scene.findings {
+        (finding.selected, finding.former) = (false, Some("/m/c".into()));
+    }
+    scene
+}
+
+#[test]
+fn from_where_a_class_was_nothing_new_is_offered_or_shown() {
+    let plan = without_its_class(scene()).plan();
+    assert!(plan.actions.is_empty() && plan.entries.is_empty(), "{plan:?}");
+}
+
+#[test]
+fn a_pv_of_a_class_that_is_configured_no_more_stays_and_is_reclaimed_by_its_last_rules() {
+    let (action, verdict) = without_its_class(scene().with_pv(|_| ())).decides();
+    assert!(matches!(action, None | Some(Action::Adopt(_))), "{action:?}");
+    assert_eq!(verdict.reason, Reason::Published);
+    let mut scene = scene();
+    scene.config.classes[0].wipe.method = crate::method::Method::Overwrite { passes: 7 };
+    let mut scene = without_its_class(scene.with_pv(released));
+    match scene.decides().0 {
+        Some(Action::Reclaim(target)) => {
+            assert_eq!((target.mount_dir.as_str(), target.entry.as_str()), ("/m/c", "a"));
+            assert_eq!(target.rules.method, crate::method::Method::Overwrite { passes: 7 });
+        }
+        other => panic!("its volume is to be wiped, not {other:?}"),
+    }
+    // Nothing says any more what the class was.
+    scene.config.former.clear();
+    let (action, verdict) = scene.decides();
+    assert!(action.is_none() && verdict.reason == Reason::Refused, "{action:?} {verdict}");
+    assert!(verdict.detail.contains("add the class again"), "{verdict}");
+}
+
+#[test]
+fn what_vanishes_from_where_a_class_was_is_judged_apart_from_where_it_is() {
+    let mut scene = scene().with_pv(|_| ());
+    let beside = OwnedPv { since: Some(scene.clock), ..testing::owned_pv("b", "c") };
+    scene.owned.insert(beside.name.clone(), beside);
+    scene.config.withdraw_after = Duration::ZERO;
+    let moved = BTreeMap::from([("storageClassMap".to_owned(), "c: {hostDir: /h/n, mountDir: /m/n}".to_owned())]);
+    let before = std::mem::replace(&mut scene.config, Config::parse(&moved).expect("it is valid"));
+    scene.config.succeed(&before);
+    scene.config.withdraw_after = Duration::ZERO;
+    // Only where the class is now there is a volume: all that was in the former directory is gone.
+    scene.findings = vec![Finding { host_path: "/h/n/x".to_owned(), ..finding("x", Ok(testing::disk(2, SIZE))) }];
+    let withdrawn =
+        |scene: &Scene| scene.plan().actions.iter().filter(|action| matches!(action, Action::Withdraw { .. })).count();
+    assert_eq!(withdrawn(&scene), 0);
+    scene.owned.retain(|_, owned| owned.path == "/h/c/a");
+    assert_eq!(withdrawn(&scene), 1, "the only one is no mass");
 }

@@ -29,6 +29,8 @@ pub struct AgentOptions<'a> {
     pub config: &'a [(&'a str, &'a str)],
     /// Further arguments of `mooring agent`.
     pub args: &'a [&'a str],
+    /// Whether the subcommand is left out.
+    pub bare: bool,
     /// Whether it runs without a state directory.
     pub stateless: bool,
     /// Whether it runs as in the DaemonSet of the Go provisioner: no subcommand or flag but
@@ -57,7 +59,7 @@ impl Agent {
             launch::old_command_line(&binary, config.path())
         } else {
             let mut command = launch::command_line(&binary);
-            command.arg("agent").arg("--config-dir").arg(config.path());
+            command.args((!options.bare).then_some("agent")).arg("--config-dir").arg(config.path());
             command.args(["--listen-address", "127.0.0.1:0", "--log-format", "json"]);
             command
         };

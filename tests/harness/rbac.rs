@@ -96,10 +96,7 @@ async fn give(client: &kube::Client, name: &str, rules: Vec<PolicyRule>) {
 async fn wait_right(client: &kube::Client, account: &str, verb: &str, resource: &str, expected: bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while may(client, account, verb, resource).await != expected {
-        assert!(
-            Instant::now() < deadline,
-            "whether {NAMESPACE}/{account} may {verb} {resource} is not {expected}"
-        );
+        assert!(Instant::now() < deadline, "whether {NAMESPACE}/{account} may {verb} {resource} is not {expected}");
         sleep(Duration::from_millis(10)).await;
     }
 }

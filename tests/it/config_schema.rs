@@ -247,7 +247,9 @@ fn the_page_has_the_schemas_keys_and_defaults() {
         for word in keys[&path]["enum"].as_array().into_iter().flatten().filter_map(Value::as_str) {
             assert!(row.contains(&format!("`{word}`")) || key == "wipe.method", "{row} lacks {word}");
         }
-        let is_ours = ["wipe", "dirty", "maxParallelWipes", "withdrawAfter", "holdTaint"].iter().any(|ours| key.starts_with(ours));
+        let is_ours = ["wipe", "dirty", "maxParallelWipes", "withdrawAfter", "holdTaint"]
+            .iter()
+            .any(|ours| key.starts_with(ours));
         assert_eq!(row.contains("mooring's own"), is_ours, "{row}");
     }
 }

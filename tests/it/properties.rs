@@ -146,6 +146,7 @@ fn scene() -> impl Strategy<Value = Scene> {
                     } else {
                         Err(Verdict::new(Reason::NotAMountPoint, ""))
                     },
+                    former: None,
                     entry: name,
                 });
             }
