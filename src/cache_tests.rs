@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -159,4 +160,13 @@ fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_pv_back() {
     assert!(cache.suspects().contains(&name));
     cache.learn(&answer, false);
     assert!(cache.suspects().contains(&name), "it is still to be looked at");
+}
+
+#[test]
+fn labels_that_many_pvs_have_are_kept_once() {
+    let mut cache = Cache::default();
+    cache.apply(seen(at_version("a", 1)));
+    cache.apply(seen(at_version("b", 1)));
+    let labels: Vec<_> = cache.owned().values().map(|owned| &owned.labels).collect();
+    assert!(Arc::ptr_eq(labels[0], labels[1]));
 }

@@ -53,11 +53,11 @@ impl Fence {
 pub struct Unclaimed(Seen);
 
 impl Unclaimed {
-    /// The PV, if nobody has claimed it or has it reserved, and nobody is removing it.
+    /// The PV, if it is ours, nobody has claimed it or has it reserved, and nobody is
+    /// removing it.
     #[must_use]
     pub fn of(pv: &OwnedPv) -> Option<Self> {
-        let unclaimed = pv.phase == Phase::Available && pv.claim.is_none() && !pv.terminating && !pv.fenced;
-        unclaimed.then(|| Self(Seen::of(pv)))
+        (pv.is_unclaimed() && !pv.former).then(|| Self(Seen::of(pv)))
     }
 
     /// The PV at that version.
@@ -79,7 +79,7 @@ pub fn is_wanted(pv: &OwnedPv) -> bool {
     let decided = pv.reclaiming.is_some() && pv.reclaiming.as_deref() == claim;
     let asked = pv.word == Some(Word::Wipe);
     let by_policy = pv.reclaim_policy == ReclaimPolicy::Delete && pv.word.is_none();
-    pv.phase == Phase::Released && claim.is_some() && (by_policy || asked || decided)
+    pv.phase == Phase::Released && !pv.former && claim.is_some() && (by_policy || asked || decided)
 }
 
 /// Decides the next step. `uid` is the PV that the reclaim began with, `verified`
@@ -87,6 +87,9 @@ pub fn is_wanted(pv: &OwnedPv) -> bool {
 #[must_use]
 pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
     let Some(pv) = now.filter(|pv| pv.uid == uid) else { return Step::Gone };
+    if pv.former {
+        return Step::LeaveAlone;
+    }
     let wanted = is_wanted(pv);
     match (pv.fenced, pv.terminating) {
         (true, true) if verified => Step::Remove,
@@ -172,6 +175,18 @@ mod tests {
         let mut retained = pv(Phase::Released, false, false);
         retained.reclaim_policy = ReclaimPolicy::Retain;
         assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::LeaveAlone);
+    }
+
+    #[test]
+    fn a_pv_of_a_former_node_is_neither_wiped_nor_removed() {
+        for (fenced, terminating, verified) in [(false, false, false), (true, false, false), (true, true, true)] {
+            let former = OwnedPv { former: true, ..pv(Phase::Released, fenced, terminating) };
+            assert!(!is_wanted(&former));
+            assert_eq!(next_step(Some(&former), &former.uid, verified), Step::LeaveAlone);
+        }
+        let free = OwnedPv { claim: None, ..pv(Phase::Available, false, false) };
+        assert!(Unclaimed::of(&free).is_some());
+        assert_eq!(Unclaimed::of(&OwnedPv { former: true, ..free }), None);
     }
 
     #[test]

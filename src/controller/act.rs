@@ -19,7 +19,7 @@ use crate::events::{self, About, Event, Events};
 use crate::ledger::{Entry, State};
 use crate::metrics::Metrics;
 use crate::plan::{Action, Adoption, Creation, Target};
-use crate::pv::{self, Decoded, OwnedPv, Seen};
+use crate::pv::{self, Decoded, Labels, OwnedPv, Seen};
 use crate::reclaim::Unclaimed;
 use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
@@ -191,12 +191,16 @@ impl Tools {
     }
 
     async fn adopt(&self, adoption: &Adoption) -> Result<Option<PersistentVolume>, ApiError> {
-        let node = self.node.as_ref().map_or("", |node| node.name.as_str());
-        let adopted = self.cluster.adopt(adoption, node).await;
-        if let Ok(pv) = &adopted
-            && self.owned(pv).is_some_and(|owned| !owned.labelled)
-        {
-            return Err(ApiError::Rejected(format!("the label {} does not stay on it", pv::NODE_LABEL)));
+        let adopted = self.cluster.adopt(adoption).await;
+        if let Ok(pv) = &adopted {
+            if adoption.signature.is_some() {
+                info!(pv = adoption.pv.name, "PV of a former Node of this name is taken over");
+            }
+            let labels = Labels::of(pv);
+            if adoption.labels.as_ref().is_some_and(|changes| labels.with(changes) != labels) {
+                // Or it would be written again and again.
+                return Err(ApiError::Rejected("its labels do not stay as they are set".to_owned()));
+            }
         }
         self.or_look(&adoption.pv.name, adopted.map(Some)).await
     }

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, Adoption, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
+use super::adopt::{adoption, inherit, renewal};
+use super::{Action, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
 use crate::brake;
 use crate::config::Class;
 use crate::discovery::{Candidate, Finding};
@@ -40,6 +41,9 @@ pub fn present(
         return if wants_reclaim(owned) { underway(world, owned) } else { kept(world, owned) };
     }
     let now = &candidate.sighting.identity;
+    if owned.former {
+        return inherit(world, owned, now, plan);
+    }
     let accepted = owned.accepted.as_deref().is_some_and(|accepted| *accepted == now.digest());
     let same = match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
         Some(Comparison::Same) => true,
@@ -89,15 +93,13 @@ fn withdraw(world: &World<'_>, owned: &OwnedPv, why: String, plan: &mut Plan) {
     }
 }
 
-/// Puts our label on the PV, and the identity of its volume with the ledger's entry, when
-/// it is known.
+/// Puts on the PV what it lacks, and the identity of its volume with the ledger's entry,
+/// when it is known.
 fn adopt(world: &World<'_>, owned: &OwnedPv, identity: Option<&Arc<Identity>>, plan: &mut Plan) -> Verdict {
     if let Some(verdict) = waiting(world, &owned.name, plan) {
         return verdict;
     }
-    let entry = identity.map(|identity| record::id_of(world, owned, identity).to_string().into());
-    let adoption = Adoption { pv: Seen::of(owned), identity: identity.cloned(), entry };
-    plan.begin(world, Action::Adopt(Box::new(adoption)));
+    plan.begin(world, Action::Adopt(Box::new(adoption(world, owned, identity))));
     kept(world, owned)
 }
 
@@ -207,26 +209,34 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
             .filter(told)
             .map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
     }
-    if owned.phase == Phase::Released {
-        match &owned.word {
-            Some(Word::Keep) => plan.begin(world, Action::Keep(Seen::of(owned))),
-            Some(Word::Retire) => return retire(world, owned, candidate, plan),
-            Some(Word::Unknown(text)) => {
-                let detail = format!("its annotation mooring.dev/reclaim is {text:?}; use wipe, keep or retire");
-                return Verdict::new(Reason::Refused, detail);
-            }
-            Some(Word::Wipe) | None if owned.quarantined => {
-                if let Ok(target) = target(world, owned, candidate) {
-                    plan.begin(world, Action::FreeIfBlank { pv: Seen::of(owned), target: Box::new(target) });
-                }
-                plan.wake(world.now + BLANK_CHECK);
-            }
-            Some(Word::Wipe) | None => {}
+    let released = owned.phase == Phase::Released;
+    match &owned.word {
+        Some(Word::Keep) if released => {
+            plan.begin(world, Action::Keep(Seen::of(owned)));
+            return kept(world, owned);
         }
+        Some(Word::Retire) if released => return retire(world, owned, candidate, plan),
+        Some(Word::Unknown(text)) if released => {
+            let detail = format!("its annotation mooring.dev/reclaim is {text:?}; use wipe, keep or retire");
+            return Verdict::new(Reason::Refused, detail);
+        }
+        _ if is_out_of_place(owned) => {
+            plan.begin(world, Action::DropWord(Seen::of(owned)));
+            return kept(world, owned);
+        }
+        _ => {}
+    }
+    if let Some(adoption) = renewal(world, owned) {
+        plan.begin(world, Action::Adopt(Box::new(adoption)));
         return kept(world, owned);
     }
-    if is_out_of_place(owned) {
-        plan.begin(world, Action::DropWord(Seen::of(owned)));
+    if released {
+        if owned.quarantined {
+            if let Ok(target) = target(world, owned, candidate) {
+                plan.begin(world, Action::FreeIfBlank { pv: Seen::of(owned), target: Box::new(target) });
+            }
+            plan.wake(world.now + BLANK_CHECK);
+        }
         return kept(world, owned);
     }
     let Some(offered) = owned.capacity else { return kept(world, owned) };
@@ -330,7 +340,7 @@ fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
     }
     plan.missing.insert(owned.name.clone());
     if Unclaimed::of(owned).is_none() {
-        if !owned.labelled && !owned.terminating {
+        if !owned.labelled && !owned.terminating && !owned.former {
             adopt(world, owned, None, plan);
         }
         return;

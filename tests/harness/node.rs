@@ -44,16 +44,7 @@ impl TestNode {
         require_own_namespace();
         let name = format!("{tag}-{}-{}", std::process::id(), unique());
         let client = plane.client().await;
-        let node = Node {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                labels: Some([("kubernetes.io/hostname".to_owned(), name.clone())].into()),
-                ..ObjectMeta::default()
-            },
-            ..Node::default()
-        };
-        let node = Api::all(client.clone()).create(&PostParams::default(), &node).await.expect("a Node can be made");
-        let uid = node.uid().expect("an object of the API server has a uid");
+        let (node, uid) = make(&client, &name).await;
 
         let scratch = Scratch::new(tag);
         let root = scratch.path().join("root");
@@ -68,6 +59,17 @@ impl TestNode {
         std::fs::write(&kubeconfig, with_token(plane.kubeconfig(), &token)).expect("a kubeconfig can be written");
         let existing_cluster = plane.is_existing();
         Self { name, uid, client, existing_cluster, kubeconfig, root, scratch, made: Mutex::default() }
+    }
+
+    /// Deletes the Node object and makes it anew, with nothing but its name in common, as
+    /// when a machine is set up again. The agent's credentials are new, too.
+    pub async fn make_again(&mut self) {
+        let nodes: Api<Node> = Api::all(self.client());
+        nodes.delete(&self.name, &DeleteParams::default()).await.expect("a Node can be deleted");
+        let (node, uid) = make(&self.client, &self.name).await;
+        let token = token(&self.client, &node).await;
+        std::fs::write(&self.kubeconfig, with_token(&self.kubeconfig, &token)).expect("a kubeconfig can be written");
+        self.uid = uid;
     }
 
     /// The name, which is also the value of its label `kubernetes.io/hostname`.
@@ -153,6 +155,21 @@ impl Drop for TestNode {
     fn drop(&mut self) {
         disk::detach_all(&self.root);
     }
+}
+
+/// A Node object without a kubelet, and its uid.
+async fn make(client: &kube::Client, name: &str) -> (Node, String) {
+    let node = Node {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            labels: Some([("kubernetes.io/hostname".to_owned(), name.to_owned())].into()),
+            ..ObjectMeta::default()
+        },
+        ..Node::default()
+    };
+    let node = Api::all(client.clone()).create(&PostParams::default(), &node).await.expect("a Node can be made");
+    let uid = node.uid().expect("an object of the API server has a uid");
+    (node, uid)
 }
 
 /// Deletes objects by name, with whatever finalizers they have.
