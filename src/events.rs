@@ -30,14 +30,16 @@ const VOLUME_FAILED_DELETE: &str = "VolumeFailedDelete";
 const VOLUME_WIPED: &str = "VolumeWiped";
 /// An admin's word was taken off a PV.
 pub const WORD_IGNORED: &str = "WordIgnored";
+/// A PV has another name than the usual one.
+pub const NAME_TAKEN: &str = "NameTaken";
 /// Most volumes of the node were released at once.
 pub const MASS_RELEASE: &str = "MassRelease";
 /// The ledger can't be written.
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 6] =
-    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, WORD_IGNORED, MASS_RELEASE, LEDGER_NOT_WRITABLE];
+pub const REASONS: [&str; 7] =
+    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, WORD_IGNORED, NAME_TAKEN, MASS_RELEASE, LEDGER_NOT_WRITABLE];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 

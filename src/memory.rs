@@ -25,6 +25,8 @@ pub struct Memory {
     pub in_flight: HashSet<String>,
     /// PVs that were asked for and have not been seen yet.
     offering: HashSet<String>,
+    /// Names that other PVs were found to have.
+    taken: HashSet<String>,
     setbacks: HashMap<String, Setback>,
     missing: HashMap<String, Instant>,
     wanted: HashMap<String, Instant>,
@@ -80,6 +82,19 @@ impl Memory {
     /// The PV was seen.
     pub fn saw(&mut self, pv: &str) {
         self.offering.remove(pv);
+    }
+
+    /// A PV was not made, for another one has that name.
+    pub fn name_is_taken(&mut self, pv: &str) {
+        self.saw(pv);
+        self.succeeded(pv);
+        self.taken.insert(pv.to_owned());
+    }
+
+    /// Whether another PV was found to have that name.
+    #[must_use]
+    pub fn is_taken(&self, pv: &str) -> bool {
+        self.taken.contains(pv)
     }
 
     /// Work for the PV ended well: nothing of the past counts any more.

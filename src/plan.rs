@@ -13,7 +13,7 @@ mod publish;
 mod record;
 mod tend;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,8 @@ pub struct Plan {
     pub brake: Option<Brake>,
     /// When to decide again even if nothing happens.
     pub wake_at: Option<Instant>,
+    /// Names of PVs that are to be made: of several with one name, the first has it.
+    names: HashSet<String>,
 }
 
 /// The state of one entry.

@@ -137,6 +137,14 @@ pub fn pv_name(entry: &str, node: &str, class: &str) -> String {
     format!("local-pv-{hash:x}")
 }
 
+/// The name of a PV when another one has its [`pv_name`]: 64 more bits, with the ends of
+/// the three parts marked, so that "ab" and "c" differ from "a" and "bc".
+#[must_use]
+pub fn long_pv_name(entry: &str, node: &str, class: &str) -> String {
+    let hash = fnv1a_64([entry, node, class].iter().flat_map(|part| part.bytes().chain([0])));
+    format!("{}-{hash:016x}", pv_name(entry, node, class))
+}
+
 /// A node's name as the value of [`NODE_LABEL`]: itself, or when it is too long for
 /// a label (63 characters) a FNV-1a 64 hash of it.
 #[must_use]

@@ -19,7 +19,7 @@ use crate::events::{self, About, Event, Events};
 use crate::ledger::{Entry, State};
 use crate::metrics::Metrics;
 use crate::plan::{Action, Adoption, Creation, Target};
-use crate::pv::{self, Decoded, Labels, OwnedPv, Seen};
+use crate::pv::{self, Decoded, Labels, OwnedPv, Seen, Volume};
 use crate::reclaim::Unclaimed;
 use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
@@ -54,6 +54,8 @@ pub struct Done {
 pub enum Ended {
     /// It is like this.
     Is(Box<PersistentVolume>),
+    /// It was not made, for this one has its name.
+    NameTaken(Box<PersistentVolume>),
     /// There is none.
     IsGone,
     /// A call to the API server failed.
@@ -135,6 +137,7 @@ impl Tools {
     async fn create(&self, creation: Creation) -> Ended {
         let Creation { mut volume, target, before } = creation;
         let mut entry = (*target.record).clone();
+        let entry_name = target.entry.clone();
         let mut held = None;
         // What is made to be quarantined or wiped is looked at by then.
         if volume.claim.is_none() {
@@ -161,23 +164,42 @@ impl Tools {
         }
         // A wipe by hand takes the volume first, and then looks into the ledger.
         drop(held);
-        let error = match self.cluster.create(&volume).await {
-            Ok(created) => return Ended::Is(Box::new(created)),
+        let ended = match self.cluster.create(&volume).await {
+            Ok(created) => {
+                self.tell_of_long_name(&entry_name, &volume, &created);
+                return Ended::Is(Box::new(created));
+            }
             // Made by a call that had no answer, or somebody else's: look.
-            Err(ApiError::AlreadyExists) => return self.cluster.get(&volume.name).await.into(),
+            Err(ApiError::AlreadyExists) => match self.cluster.get(&volume.name).await {
+                Ok(Some(other)) if self.owned(&other).is_none_or(|owned| owned.path != volume.path) => {
+                    Ended::NameTaken(Box::new(other))
+                }
+                answer => return answer.into(),
+            },
             // Whether it was made is open: the ledger goes on saying that it may be.
             Err(error @ ApiError::Unknown(_)) => return Ended::Api(error),
-            Err(ApiError::NotFound) => ApiError::Rejected("not found, though it was to be made".to_owned()),
-            Err(error) => error,
+            Err(ApiError::NotFound) => Ended::Api(ApiError::Rejected("not found, though it was to be made".to_owned())),
+            Err(error) => Ended::Api(error),
         };
         // What was found to be marked meanwhile stays quarantined.
-        let Some(state) = before.filter(|_| matches!(entry.state, State::Offered { .. })) else {
-            return Ended::Api(error);
-        };
+        let Some(state) = before.filter(|_| matches!(entry.state, State::Offered { .. })) else { return ended };
         match self.scribe.record(Entry { state, ..entry }).await {
-            Ok(()) => Ended::Api(error),
+            Ok(()) => ended,
             Err(unwritten) => Ended::Ledger(unwritten),
         }
+    }
+
+    /// Says why a PV has a longer name than the Go provisioner would give it.
+    fn tell_of_long_name(&self, entry: &str, volume: &Volume, made: &PersistentVolume) {
+        let node = self.node.as_ref().map_or("", |node| node.name.as_str());
+        let usual = pv::pv_name(entry, node, &volume.class);
+        if volume.name == usual {
+            return;
+        }
+        info!(pv = volume.name, usual, "Another PV has the usual name; this one has a longer one");
+        let about = About::Pv(volume.name.clone(), made.metadata.uid.clone().unwrap_or_default());
+        let note = format!("another PV has the name {usual}, so the one for {} has a longer name", volume.path);
+        self.events.send(Event { warning: false, ..Event::warning(about, events::NAME_TAKEN, note) });
     }
 
     /// Looks at a volume that is about to be offered.

@@ -1,5 +1,6 @@
-use crate::ledger::{Found, State};
-use crate::plan::tests::{SIZE, Scene, claim, created, released, scene};
+use crate::ledger::{Entry, EntryId, Found, State};
+use crate::memory::Memory;
+use crate::plan::tests::{SIZE, Scene, claim, created, finding, released, scene};
 use crate::plan::{Action, Adoption};
 use crate::pv::{self, OwnedPv, Phase};
 use crate::testing;
@@ -119,4 +120,46 @@ fn labels_and_mount_options_follow_their_sources_the_latter_while_nobody_has_cla
     assert!(matches!(scene.decides().0, Some(Action::Reclaim(_))));
     scene.owned.values_mut().next().expect("there is one").terminating = true;
     assert_eq!(scene.decides().0, None);
+}
+
+#[test]
+fn of_two_volumes_whose_pvs_would_have_one_name_the_second_gets_a_longer_one() {
+    let usual = pv::pv_name("a", "n1", "c");
+    let long = pv::long_pv_name("a", "n1", "c");
+    let other = |scene: &mut Scene| {
+        let other = testing::owned_pv("b", "c");
+        let identity = Some(testing::disk(2, SIZE).identity);
+        scene.owned.insert(usual.clone(), OwnedPv { name: usual.clone(), identity, ..other });
+        scene.findings.push(finding("b", Ok(testing::disk(2, SIZE))));
+    };
+    assert_eq!(created(scene().decides().0).0.name, usual);
+    let mut seen = scene();
+    other(&mut seen);
+    assert_eq!(created(seen.decides().0).0.name, long);
+    // Whatever is being done with the other one, a wipe of hours perhaps.
+    seen.memory.begin(&usual);
+    assert_eq!(created(seen.decides().0).0.name, long);
+    // Found out by a call: another node's PV.
+    let mut told = scene();
+    told.memory.name_is_taken(&usual);
+    assert_eq!(created(told.decides().0).0.name, long);
+    // Restarted, with the answer to its creation lost and the other one gone meanwhile.
+    let mut lost = scene();
+    let state = State::Offered { pv: long.as_str().into(), uid: None, since: None };
+    let entry = Entry::new(EntryId(9), "c", "/h/c/a", testing::disk(1, SIZE).identity, jiff::Timestamp::UNIX_EPOCH);
+    lost.ledger.insert(Entry { state, ..entry });
+    assert_eq!(created(lost.decides().0).0.name, long);
+    // Both taken.
+    let mut both = scene();
+    other(&mut both);
+    both.owned.insert(long.clone(), OwnedPv { name: long.clone(), ..both.owned[&usual].clone() });
+    let (action, verdict) = both.decides();
+    assert_eq!(action, None);
+    assert!(verdict.reason == Reason::Refused && verdict.detail.contains(&long), "{verdict}");
+    // While the other one is being made, this one waits.
+    let mut busy = scene();
+    busy.memory.begin(&usual);
+    assert_eq!((busy.decides().0, busy.decides().1.reason), (None, Reason::Pending));
+    busy.memory = Memory::default();
+    assert!(busy.decides().0.is_some());
 }

@@ -23,6 +23,7 @@ mod labels;
 mod ledger;
 mod ledger_faults;
 mod mountinfo;
+mod names;
 mod outage;
 mod ownership;
 mod properties;
