@@ -30,6 +30,8 @@ pub struct Faults {
     pub hung_creates: u32,
     /// So many DELETEs are carried out, but their answers are lost.
     pub lost_deletes: u32,
+    /// So many patches are refused, as by an authorizer that has not read all roles yet.
+    pub refused_patches: u32,
 }
 
 #[derive(Clone)]
@@ -126,11 +128,21 @@ async fn forward(State(mut shared): State<Shared>, request: Request) -> Response
             return (StatusCode::GONE, Json(status)).into_response();
         }
     }
-    let hang = parts.method == Method::POST && take(&mut lock(&shared.faults).hung_creates);
+    if parts.method == Method::PATCH && take(&mut lock(&shared.faults).refused_patches) {
+        let status = serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403,
+            "message": "persistentvolumes \"x\" is forbidden: User \"u\" cannot patch resource \"persistentvolumes\" \
+                        in API group \"\" at the cluster scope",
+        });
+        return (StatusCode::FORBIDDEN, Json(status)).into_response();
+    }
+    // A question about rights makes nothing.
+    let creates = parts.method == Method::POST && !parts.uri.path().ends_with("accessreviews");
+    let hang = creates && take(&mut lock(&shared.faults).hung_creates);
     let lose = {
         let mut faults = lock(&shared.faults);
         match parts.method {
-            Method::POST => take(&mut faults.lost_creates),
+            Method::POST if creates => take(&mut faults.lost_creates),
             Method::PATCH => take(&mut faults.lost_patches),
             Method::DELETE => take(&mut faults.lost_deletes),
             _ => false,
