@@ -210,7 +210,7 @@ fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option
     let withdraw_after = withdraw_after(fitter, values.get("withdrawAfter"));
     let start_up_taint = start_up_taint(fitter, values, flag("removeNodeNotReadyTaint"));
     Some(Config {
-        classes: classes?,
+        classes,
         node_labels,
         labels,
         use_node_name_only: flag("useNodeNameOnly"),
@@ -227,29 +227,25 @@ fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option
     })
 }
 
-fn classes(fitter: &mut Fitter, value: Option<&Value>) -> Option<Vec<Class>> {
+fn classes(fitter: &mut Fitter, value: Option<&Value>) -> Vec<Class> {
     CLASSES.clone_into(&mut fitter.key);
-    let Some(Value { data: Data::Map(entries), .. }) = value else {
-        // What does not fit was told.
-        if !fitter.problems.iter().any(|problem| problem.is_error() && problem.key.eq_ignore_ascii_case(CLASSES)) {
-            fitter.error(None, no_classes());
-        }
-        return None;
+    let no_classes = BTreeMap::new();
+    let entries = match value {
+        Some(Value { data: Data::Map(entries), .. }) => entries,
+        _ => &no_classes,
     };
-    if entries.is_empty() {
-        fitter.error(value.map(|value| value.place), no_classes());
-        return None;
+    // What did not fit was told.
+    if entries.is_empty() && !fitter.has_error(CLASSES) {
+        let problem =
+            format!("the key {CLASSES} is missing or empty: name at least one class with hostDir and mountDir");
+        fitter.error(value.map(|value| value.place), problem);
     }
     let read = entries.iter().map(|(name, (at, entry))| (*at, class::read(fitter, name, *at, entry)));
     let read: Vec<(Place, Option<Class>)> = read.collect();
     let (places, classes): (Vec<Place>, Vec<Class>) =
         read.into_iter().filter_map(|(at, class)| Some((at, class?))).unzip();
     neighbours::check(fitter, &classes, &places);
-    Some(classes)
-}
-
-fn no_classes() -> String {
-    format!("the key {CLASSES} is missing or empty: name at least one class with hostDir and mountDir")
+    classes
 }
 
 fn node_labels(fitter: &mut Fitter, value: Option<&Value>) -> Vec<String> {

@@ -9,6 +9,8 @@ mod harness;
 mod busy;
 mod claim;
 mod common;
+mod config_check;
+mod config_schema;
 mod crash;
 mod docs;
 mod exchange;
