@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
-use mooring::cli::wipe;
+use mooring::cli::{plan, wipe};
 use mooring::method::{self, Method, Verify, WipeRules};
 
 /// Local disks as Kubernetes persistent volumes.
@@ -21,6 +21,9 @@ pub enum Command {
     /// Publish and reclaim the volumes of this node (the default)
     #[command(args_override_self = true)]
     Agent(AgentArgs),
+    /// Say what the agent of this node would do now, and change nothing
+    #[command(args_override_self = true)]
+    Plan(PlanArgs),
     /// Wipe one volume by hand, with the agent's care and refusals
     #[command(args_override_self = true)]
     Wipe(WipeArgs),
@@ -56,6 +59,47 @@ pub struct AgentArgs {
     /// Accepted and not needed
     #[arg(long, hide = true)]
     pub config_sync_period: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Only what is called so: a path, an entry, a class or a PV
+    #[arg(value_name = "PATH|ENTRY|CLASS|PV")]
+    pub only: Option<String>,
+    /// Name of this Node in the cluster (spec.nodeName)
+    #[arg(long, env = "MY_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Directory with the ConfigMap's keys as files
+    #[arg(long, default_value = "/etc/provisioner/config", value_name = "DIR")]
+    pub config_dir: PathBuf,
+    /// The agent's state directory; it is only read. Without this flag, /var/lib/mooring, if
+    /// that is there
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Ask no cluster: storage classes are assumed to exist, and PVs to be as the state
+    /// directory knows them
+    #[arg(long)]
+    pub offline: bool,
+    /// Form of the output
+    #[arg(long, short, default_value = "table", value_enum)]
+    pub output: OutputFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OutputFormat {
+    Table,
+    Json,
+    Yaml,
+}
+
+impl From<OutputFormat> for plan::Output {
+    fn from(format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Table => Self::Table,
+            OutputFormat::Json => Self::Json,
+            OutputFormat::Yaml => Self::Yaml,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -220,7 +264,7 @@ mod tests {
         let (cli, ignored) = parse(all).expect("the flags are valid");
         match cli.command {
             Command::Agent(agent) => (agent, ignored),
-            Command::Wipe(_) => panic!("it is the agent"),
+            other => panic!("it is the agent, not {other:?}"),
         }
     }
 
@@ -228,7 +272,7 @@ mod tests {
         let (cli, _) = parse(["mooring", "wipe"].into_iter().chain(line.split(' ')).map(OsString::from))?;
         match cli.command {
             Command::Wipe(args) => args.options(),
-            Command::Agent(_) => panic!("it is a wipe"),
+            other => panic!("it is a wipe, not {other:?}"),
         }
     }
 

@@ -1,3 +1,4 @@
 //! The commands besides the agent.
 
+pub mod plan;
 pub mod wipe;

@@ -2,6 +2,7 @@
 //! and a typed outcome, and is counted. Nothing is retried here: the controller looks
 //! again and decides anew. Removing a PV takes a [`Warrant`].
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use k8s_openapi::api::core::v1::{Event, PersistentVolume};
 use kube::api::{Api, DeleteParams, ListParams, ObjectList, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -100,6 +102,7 @@ pub struct Cluster {
     pvs: Api<PersistentVolume>,
     calls: Arc<Semaphore>,
     metrics: Arc<Metrics>,
+    read_only: bool,
 }
 
 impl Cluster {
@@ -126,7 +129,14 @@ impl Cluster {
         let watches = Client::try_from(config.clone())?;
         config.read_timeout = Some(DEADLINE);
         let pvs = Api::all(Client::try_from(config.clone())?);
-        Ok((Self { config: Arc::new(config), pvs, calls: Arc::new(Semaphore::new(MAX_CALLS)), metrics }, watches))
+        let calls = Arc::new(Semaphore::new(MAX_CALLS));
+        Ok((Self { config: Arc::new(config), pvs, calls, metrics, read_only: false }, watches))
+    }
+
+    /// The same, but every write fails before it is sent.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self { read_only: true, ..self }
     }
 
     /// Closes the connections that a burst of calls has left, which the client below
@@ -139,6 +149,9 @@ impl Cluster {
     }
 
     async fn call<T>(&self, verb: &'static str, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+        if self.read_only && !matches!(verb, "get" | "list") {
+            return Err(ApiError::Rejected(format!("not sent ({verb}): this process only reads")));
+        }
         let _permit = self.calls.acquire().await.expect("the semaphore is never closed");
         let start = Instant::now();
         let result = match tokio::time::timeout(DEADLINE, call).await {
@@ -158,6 +171,26 @@ impl Cluster {
         let mut params = ListParams::default().limit(limit);
         params.continue_token = token.map(ToOwned::to_owned);
         self.call("list", self.pvs.list(&params)).await
+    }
+
+    /// All objects of a kind that a field selector admits (empty: any), in pages of that size.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn read_all<K>(&self, fields: &str, limit: u32, mut each: impl FnMut(K)) -> Result<(), ApiError>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        let api = Api::<K>::all(self.pvs.clone().into_client());
+        let mut params = ListParams::default().limit(limit).fields(fields);
+        loop {
+            let page = self.call("list", api.list(&params)).await?;
+            page.items.into_iter().for_each(&mut each);
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     /// The PV of that name as it is now, if there is one.

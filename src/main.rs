@@ -27,7 +27,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use args::{AgentArgs, Command, LogFormat, WipeArgs};
+use args::{AgentArgs, Command, LogFormat, PlanArgs, WipeArgs};
 
 /// How often something that is missing at the start is looked for again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
     };
     let args = match cli.command {
         Command::Agent(args) => args,
+        Command::Plan(args) => return plan(args),
         Command::Wipe(args) => return wipe(args),
     };
     ioctl::keep_heap_small();
@@ -64,11 +65,44 @@ fn main() -> ExitCode {
     std::process::exit(code)
 }
 
+/// `mooring plan`.
+fn plan(args: PlanArgs) -> ExitCode {
+    start_plain_logging();
+    let planned = config_files(&args.config_dir).and_then(|files| {
+        let config = Config::parse(&files)?;
+        let node_name = args.node_name.filter(|name| !name.is_empty());
+        let node_name = node_name.context("which Node is it? Name it by --node-name or MY_NODE_NAME")?;
+        let options = cli::plan::Options {
+            config,
+            node_name,
+            state_dir: args.state_dir,
+            only: args.only,
+            offline: args.offline,
+            output: args.output.into(),
+        };
+        Ok(cli::plan::run(&options)?)
+    });
+    let code = match planned {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("mooring plan: {error:#}");
+            1
+        }
+    };
+    // A thread that the kernel holds must not hold up the exit.
+    std::process::exit(code)
+}
+
+/// For commands: warnings only, and as plain lines.
+fn start_plain_logging() {
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
+    tracing_subscriber::registry().with(Targets::new().with_default(LevelFilter::WARN)).with(lines).init();
+}
+
 /// `mooring wipe`.
 fn wipe(args: WipeArgs) -> ExitCode {
     let options = args.options().unwrap_or_else(|error| error.exit());
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
-    tracing_subscriber::registry().with(Targets::new().with_default(LevelFilter::WARN)).with(lines).init();
+    start_plain_logging();
     let code = match cli::wipe::run(&options) {
         Ok(()) => 0,
         Err(problem) => {

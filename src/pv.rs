@@ -1,6 +1,7 @@
 //! A volume as a PersistentVolume, and back: the only place that knows where each
 //! fact stands in the API object, and the answer to "is it ours?".
 
+mod fields;
 mod owned;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use crate::config::{Class, Config};
 use crate::identity::Identity;
 use crate::volume::{AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode, fnv1a_64};
 
+pub use fields::{Fields, fields, fields_that_differ};
 pub use owned::{Decoded, ForeignPath, OwnedPv, Phase, Seen, Word, is_held, sort};
 
 /// Says which provisioner made a PV (Kubernetes well-known annotation).

@@ -125,6 +125,15 @@ impl StateDir {
         Self::start(Home::open(path)?)
     }
 
+    /// Reads the ledger while an agent may have the state directory, and changes nothing:
+    /// no lock is taken. Blocks.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`], but for the other agent.
+    pub fn read_only(path: &Path) -> Result<Ledger, StateDirError> {
+        load::load(&Home::open(path)?).map(|(ledger, _)| ledger)
+    }
+
     fn start(home: Home) -> Result<(Self, Ledger), StateDirError> {
         let (ledger, seen) = load::load(&home)?;
         let path = home.path.clone();

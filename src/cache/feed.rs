@@ -23,7 +23,7 @@ use crate::pv::{self, Decoded, HOSTNAME_LABEL, NODE_LABEL};
 use crate::volume::{NodeFacts, ReclaimPolicy, StorageClassFacts};
 
 /// Objects in a page of a list: few, so that memory does not grow with the cluster.
-const PAGE: u32 = 100;
+pub(super) const PAGE: u32 = 100;
 /// First and longest wait after a failure, before jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// A watch that fails this often in a row is begun anew, with a list.
@@ -55,7 +55,7 @@ pub async fn node(client: Client, name: String, events: Sender<Event>) {
     .await;
 }
 
-fn node_facts(node: &Node) -> Result<NodeFacts, String> {
+pub(super) fn node_facts(node: &Node) -> Result<NodeFacts, String> {
     let name = node.name_any();
     match (node.labels().get(HOSTNAME_LABEL), node.uid()) {
         (Some(hostname), Some(uid)) => {
@@ -88,7 +88,7 @@ pub async fn storage_classes(client: Client, events: Sender<Event>) {
     .await;
 }
 
-fn class_facts(class: &StorageClass) -> Event {
+pub(super) fn class_facts(class: &StorageClass) -> Event {
     let facts = StorageClassFacts {
         reclaim_policy: ReclaimPolicy::parse(class.reclaim_policy.as_deref().unwrap_or("Delete")),
         mount_options: class.mount_options.clone().unwrap_or_default(),

@@ -55,16 +55,7 @@ pub fn spawn(
     wakes: Receiver<()>,
     snapshots: latest::Sender<Option<Arc<Snapshot>>>,
 ) -> io::Result<()> {
-    let mut scan = Scan {
-        directories,
-        watches,
-        waker: waker.clone(),
-        hung: Hung::default(),
-        patience: HashMap::new(),
-        patience_left: PATIENCE_PER_SCAN,
-        known: Arc::default(),
-        fingerprints: HashMap::new(),
-    };
+    let mut scan = Scan::new(directories, Some(watches), waker.clone());
     thread::Builder::new().name("scan".to_owned()).spawn(move || {
         while wakes.recv().is_ok() {
             let start = Instant::now();
@@ -83,9 +74,15 @@ pub fn spawn(
     Ok(())
 }
 
+/// Takes one snapshot.
+pub fn once(directories: BTreeSet<String>) -> Snapshot {
+    Scan::new(directories, None, Waker::new().0).snapshot()
+}
+
 struct Scan {
     directories: BTreeSet<String>,
-    watches: Watches,
+    /// None when there is only one scan.
+    watches: Option<Watches>,
     waker: Waker,
     hung: Hung,
     patience: HashMap<Place, Duration>,
@@ -95,6 +92,19 @@ struct Scan {
 }
 
 impl Scan {
+    fn new(directories: BTreeSet<String>, watches: Option<Watches>, waker: Waker) -> Self {
+        Self {
+            directories,
+            watches,
+            waker,
+            hung: Hung::default(),
+            patience: HashMap::new(),
+            patience_left: PATIENCE_PER_SCAN,
+            known: Arc::default(),
+            fingerprints: HashMap::new(),
+        }
+    }
+
     fn snapshot(&mut self) -> Snapshot {
         self.patience_left = PATIENCE_PER_SCAN;
         if self.waker.full.swap(false, Ordering::Relaxed) {
@@ -122,13 +132,14 @@ impl Scan {
     }
 
     fn rearm(&mut self, snapshot: &Snapshot) {
+        let Some(watches) = &mut self.watches else { return };
         for (directory, listing) in &snapshot.directories {
             let seen = match listing {
                 Listing::Entries(_) => self.fingerprints.get(directory).copied(),
                 Listing::Failed(_) => None,
                 Listing::Unresponsive => continue,
             };
-            if self.watches.rearm(directory, seen) {
+            if watches.rearm(directory, seen) {
                 self.waker.wake();
             }
         }

@@ -165,6 +165,17 @@ fn every_event_and_annotation_is_documented_for_the_admin() {
     }
 }
 
+#[test]
+fn every_action_of_a_plan_is_documented() {
+    let of = |page: &str, heading: &str| {
+        let page = text(page);
+        let (_, table) = page.split_once(heading).unwrap_or_else(|| panic!("there is no table {heading}"));
+        let table = table.split("\n\n").next().expect("a table ends");
+        rows(table).into_iter().map(|(cell, _)| cell).collect::<Vec<_>>()
+    };
+    assert_eq!(of("docs/plan.md", "| action | what"), mooring::plan::ACTIONS);
+}
+
 /// All Rust files below.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("it can be listed") {
@@ -185,7 +196,14 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
     sources(&root.join("tests/it"), &mut files);
     let all: String = files.iter().map(|file| fs::read_to_string(file).expect("it can be read")).collect();
     let mut tests = 0;
-    for page in ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/safety.md", "docs/configuration.md"] {
+    for page in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/safety.md",
+        "docs/configuration.md",
+        "docs/plan.md",
+    ] {
         let text = text(page);
         for name in code(&text) {
             let is_file = ["src/", "tests/", "deploy/", "config/", "docs/"].iter().any(|start| name.starts_with(start));
