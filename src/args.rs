@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -47,6 +48,13 @@ pub struct AgentArgs {
     /// Path of the metrics page
     #[arg(long, default_value = "/metrics", value_name = "PATH", value_parser = page_path)]
     pub metrics_path: String,
+    /// Change nothing: compare what this agent would do with what there is, log and count
+    /// each difference. For a run beside the Go provisioner
+    #[arg(long)]
+    pub shadow: bool,
+    /// With --shadow: a difference counts when it has lasted so long
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
+    pub shadow_grace: Duration,
     /// Form of the log lines
     #[arg(long, default_value = "text", value_enum)]
     pub log_format: LogFormat,
@@ -168,6 +176,13 @@ impl WipeArgs {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// A duration such as 30s or 1m30s.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
+    let duration = parsed.and_then(|duration| Duration::try_from(duration).ok());
+    duration.ok_or_else(|| "a duration is a number with a unit, such as 30s or 1m30s".to_owned())
 }
 
 /// A path for a page that no other page has.
@@ -322,11 +337,19 @@ mod tests {
         assert_eq!(ignored, ["-logtostderr", "--stderrthreshold"]);
         assert_eq!(agent(&["agent", "-v", "2"]).0.verbosity, 2);
         assert_eq!(agent(&["-v=5", "--v=6"]).0.verbosity, 6, "the last one wins, as in Go");
+        let args = agent(&["--shadow", "-shadow-grace=1m30s"]).0;
+        assert_eq!((args.shadow, args.shadow_grace.as_secs()), (true, 90));
     }
 
     #[test]
     fn an_unknown_flag_or_unusable_value_is_an_error() {
-        for bad in ["--no-such-flag", "--metrics-path=metrics", "--metrics-path=/ready", "--metrics-path="] {
+        for bad in [
+            "--no-such-flag",
+            "--metrics-path=metrics",
+            "--metrics-path=/ready",
+            "--metrics-path=",
+            "--shadow-grace=30",
+        ] {
             assert!(parse(["mooring", bad].map(OsString::from)).is_err(), "{bad}");
         }
     }

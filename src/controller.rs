@@ -6,6 +6,7 @@ mod act;
 mod books;
 mod results;
 mod scribe;
+mod shadow;
 mod tell;
 mod turns;
 
@@ -37,6 +38,7 @@ use crate::verdict::Verdict;
 use crate::volume::NodeFacts;
 use act::{Done, Tools};
 use books::Books;
+use shadow::Shadow;
 use tell::Teller;
 use turns::Turns;
 
@@ -75,6 +77,9 @@ pub struct Parts {
     pub state: Option<StateDir>,
     /// Where Events are put, and whence they are sent.
     pub events: (Events, mpsc::Receiver<events::Event>),
+    /// Nothing is done, only compared: how long a difference must last to count. What the
+    /// parts write with must be [`Cluster::read_only`], and there must be no `state`.
+    pub shadow: Option<Duration>,
 }
 
 /// The loop and its state.
@@ -103,6 +108,7 @@ pub struct Controller {
     unsent: Option<mpsc::Receiver<events::Event>>,
     turns: Turns,
     brake: Option<Brake>,
+    shadow: Option<Shadow>,
     random: u64,
     queue: VecDeque<Action>,
     work: JoinSet<Done>,
@@ -130,7 +136,9 @@ impl Controller {
         let (stop, stopped) = watch::channel(false);
         let resync_at = Instant::now() + next_resync(&parts.config);
         let (notices, unsent) = parts.events;
+        assert!(parts.shadow.is_none() || parts.state.is_none(), "a shadow has no state directory to write to");
         let (books, scribe) = Books::open(parts.ledger, parts.state);
+        let shadow = parts.shadow.map(|grace| Shadow::new(grace, Arc::clone(&parts.metrics)));
         let mut controller = Self {
             node_name: parts.node_name,
             tools: Tools {
@@ -147,6 +155,7 @@ impl Controller {
             teller: Teller::default(),
             turns: Turns::new(parts.config.max_parallel_wipes),
             brake: None,
+            shadow,
             random: fastrand::u64(..),
             config: parts.config,
             scanner,
@@ -233,7 +242,9 @@ impl Controller {
         if self.resync_at <= now {
             self.resync_at = now + next_resync(&self.config);
             self.scanner.look_at_everything();
-            self.cache.suspect_unlabelled();
+            if self.shadow.is_none() {
+                self.cache.suspect_unlabelled();
+            }
             self.dirty = true;
         }
     }
@@ -343,8 +354,15 @@ impl Controller {
         }
         let name_only = self.config.use_node_name_only;
         let (client, events) = (self.watches.clone(), self.event_sender.clone());
-        self.pv_feeds.spawn(feed::persistent_volumes(client, node.clone(), name_only, events.clone()));
-        self.pv_feeds.spawn(feed::sweep(self.cluster.clone(), node.clone(), name_only, events));
+        if let Some(shadow) = &self.shadow {
+            // PVs that another provisioner makes do not have our label.
+            let witness = shadow.witness();
+            self.pv_feeds.spawn(feed::every_persistent_volume(client, node.clone(), name_only, events, witness));
+            self.sender.spawn(shadow::send_none(self.unsent.take()));
+        } else {
+            self.pv_feeds.spawn(feed::persistent_volumes(client, node.clone(), name_only, events.clone()));
+            self.pv_feeds.spawn(feed::sweep(self.cluster.clone(), node.clone(), name_only, events));
+        }
         if let Some(unsent) = self.unsent.take() {
             let component = pv::provisioner_name(&node, name_only);
             self.sender.spawn(events::send_all(self.cluster.clone(), component, unsent));
@@ -371,7 +389,7 @@ impl Controller {
             let about = About::Node(self.node_name.clone());
             self.tools.events.send(events::Event::warning(about, events::LEDGER_NOT_WRITABLE, trouble));
         }
-        let plan = plan::plan(&World {
+        let world = World {
             config: &self.config,
             node: self.cache.node().expect("a complete cache knows the Node"),
             classes: self.cache.classes(),
@@ -387,7 +405,11 @@ impl Controller {
             now,
             clock: jiff::Timestamp::now(),
             random: self.random,
-        });
+        };
+        let plan = match &mut self.shadow {
+            Some(shadow) => shadow.decide(&world),
+            None => plan::plan(&world),
+        };
         self.memory.note_missing(plan.missing, now);
         self.memory.note_wanted(plan.wanted, now);
         self.memory.note_mass_release(plan.mass_release, now);

@@ -21,6 +21,7 @@ pub mod by_hand;
 pub mod brake;
 pub mod memory;
 pub mod plan;
+pub mod shadow;
 #[cfg(test)]
 mod testing;
 pub mod report;

@@ -141,6 +141,10 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
     let listener = admin::listen(&args.listen_address).await?;
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "mooring starts");
     info!(address = %listener.local_addr()?, "HTTP server listening");
+    let shadow = args.shadow.then_some(args.shadow_grace);
+    if shadow.is_some() {
+        info!("This is a shadow: it changes nothing, and tells what it would do otherwise");
+    }
     let metrics = Arc::new(Metrics::default());
     let (view, shown) = watch::channel(View::default());
     let pages = admin::serve(listener, &args.metrics_path, shown, Arc::clone(&metrics));
@@ -148,10 +152,11 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
     let work = async {
         let start = async {
             let config = read_config(&args.config_dir, &view).await;
-            let (state, ledger) = open_state(args.state_dir.as_deref(), &view).await;
+            let (state, ledger) = open_state(args.state_dir.as_deref(), args.shadow, &view).await;
             let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
                 .await
                 .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+            let cluster = if args.shadow { cluster.read_only() } else { cluster };
             anyhow::Ok((config, cluster, watches, state, ledger))
         };
         let (config, cluster, watches, state, ledger) = tokio::select! {
@@ -162,7 +167,7 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
             }
         };
         let events = Events::new();
-        let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, state, events };
+        let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, state, events, shadow };
         let controller = Controller::start(parts)?;
         controller.run(requested(shutdown)).await;
         anyhow::Ok(())
@@ -195,9 +200,12 @@ async fn read_config(directory: &Path, view: &watch::Sender<View>) -> Config {
 }
 
 /// Opens the state directory: waits for as long as another agent has it or it can't be
-/// used. Without one, the ledger lives as long as this process.
-async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option<StateDir>, Ledger) {
+/// used. Without one, the ledger lives as long as this process. A shadow only reads it.
+async fn open_state(named: Option<&Path>, shadow: bool, view: &watch::Sender<View>) -> (Option<StateDir>, Ledger) {
     let directory = named.unwrap_or(Path::new(cli::wipe::STATE_DIR));
+    if shadow && !directory.is_dir() {
+        return (None, Ledger::default());
+    }
     if named.is_none() && !directory.is_dir() {
         warn!(
             directory = cli::wipe::STATE_DIR,
@@ -208,11 +216,16 @@ async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option
     }
     let mut told = String::new();
     loop {
-        match StateDir::open(directory, named.is_some()) {
+        let opened = if shadow {
+            StateDir::read_only(directory).map(|ledger| (None, ledger))
+        } else {
+            StateDir::open(directory, named.is_some()).map(|(state, ledger)| (Some(state), ledger))
+        };
+        match opened {
             Ok((state, ledger)) => {
                 let (entries, lost) = (ledger.entries().count(), ledger.lost());
                 info!(directory = %directory.display(), entries, lost, "State directory opened");
-                return (Some(state), ledger);
+                return (state, ledger);
             }
             Err(error) => {
                 let problem = error.to_string();

@@ -27,6 +27,15 @@ pub struct Metrics {
     pub wipe_seconds: Histogram,
     /// 1 while the wipes of a mass release wait.
     pub brake: Gauge,
+    /// In a shadow, differences that there are.
+    shadow_differences: Family<KindLabels, Gauge>,
+    /// In a shadow, differences that have appeared.
+    shadow_differences_seen: Family<KindLabels, Counter<u64, AtomicU64>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: Text,
 }
 
 /// Labels of [`Metrics::api_requests`].
@@ -68,6 +77,8 @@ impl Default for Metrics {
             wipes: Family::default(),
             wipe_seconds: Histogram::new([0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 604_800.0]),
             brake: Gauge::default(),
+            shadow_differences: Family::default(),
+            shadow_differences_seen: Family::default(),
         }
     }
 }
@@ -77,6 +88,17 @@ impl Metrics {
     pub fn api_request(&self, verb: &'static str, outcome: &'static str, took: Duration) {
         self.api_requests.get_or_create(&ApiLabels { verb, outcome }).inc();
         self.api_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a difference that has appeared.
+    pub fn shadow_difference_seen(&self, kind: &'static str) {
+        self.shadow_differences_seen.get_or_create(&KindLabels { kind: Text(kind) }).inc();
+    }
+
+    /// So many differences of a kind there are.
+    pub fn set_shadow_differences(&self, kind: &'static str, count: usize) {
+        let gauge = self.shadow_differences.get_or_create(&KindLabels { kind: Text(kind) });
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// The text of a scrape, in the OpenMetrics format.
@@ -94,6 +116,16 @@ impl Metrics {
         registry.register("wipes", "Ended wipes", self.wipes.clone());
         registry.register("wipe_duration_seconds", "Duration of wipes that ended well", self.wipe_seconds.clone());
         registry.register("mass_release", "1 while the wipes of a mass release wait", self.brake.clone());
+        registry.register(
+            "shadow_differences",
+            "Differences between a shadow and what there is, by kind",
+            self.shadow_differences.clone(),
+        );
+        registry.register(
+            "shadow_differences_seen",
+            "Differences that a shadow has come to count, by kind",
+            self.shadow_differences_seen.clone(),
+        );
         let volumes = Family::<VolumeLabels, Gauge>::default();
         for ((class, reason), count) in status.counts() {
             let labels = VolumeLabels { class: class.to_owned(), verdict: Text(reason.as_str()) };

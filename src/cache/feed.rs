@@ -122,6 +122,58 @@ pub async fn persistent_volumes(client: Client, node: NodeFacts, use_node_name_o
     .await;
 }
 
+/// Watches all PVs of the cluster and keeps what concerns this node: an API server load
+/// that only few agents may make. `witness` is shown each PV of ours as it is or, with
+/// `None`, that it is gone, before the event is sent.
+pub async fn every_persistent_volume(
+    client: Client,
+    node: NodeFacts,
+    use_node_name_only: bool,
+    events: Sender<Event>,
+    witness: impl Fn(&str, Option<&PersistentVolume>),
+) {
+    let config = watcher::Config::default().timeout(60).page_size(PAGE);
+    let (mut owned, mut foreign) = (BTreeSet::new(), BTreeSet::new());
+    follow("persistentvolumes", Api::<PersistentVolume>::all(client), config, events, move |event| {
+        let sort = |pv: &PersistentVolume| {
+            let decoded = pv::sort(pv, &node, use_node_name_only);
+            if let Decoded::Owned(owned) = &decoded {
+                witness(&owned.name, Some(pv));
+            }
+            decoded
+        };
+        match event {
+            Watch::Init => {
+                owned.clear();
+                foreign.clear();
+                None
+            }
+            Watch::InitApply(pv) => {
+                let decoded = sort(&pv);
+                match &decoded {
+                    Decoded::Owned(one) => _ = owned.insert(one.name.clone()),
+                    Decoded::Foreign(path) => _ = foreign.insert(path.pv.clone()),
+                    Decoded::Elsewhere => return None,
+                }
+                Some(Event::PvListed(decoded))
+            }
+            Watch::Apply(pv) => Some(sort(&pv)).filter(|pv| *pv != Decoded::Elsewhere).map(Event::Pv),
+            Watch::Delete(pv) => {
+                let last = pv::sort(&pv, &node, use_node_name_only);
+                if last == Decoded::Elsewhere {
+                    return None;
+                }
+                witness(&pv.name_any(), None);
+                Some(Event::PvLeft { name: pv.name_any(), uid: pv.uid().unwrap_or_default(), last })
+            }
+            Watch::InitDone => {
+                Some(Event::AllListed { owned: std::mem::take(&mut owned), foreign: std::mem::take(&mut foreign) })
+            }
+        }
+    })
+    .await;
+}
+
 /// Runs a watch and sends what `translate` makes of it, until nobody takes it any more.
 /// Failures are told once each, as is the end of them.
 async fn follow<K>(

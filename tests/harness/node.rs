@@ -64,7 +64,7 @@ impl TestNode {
             std::fs::create_dir(&root).expect("a directory can be made in a new one");
         }
         let kubeconfig = scratch.path().join("agent.kubeconfig");
-        let token = token(&client, &node).await;
+        let token = token(&client, &node, rbac::NAMESPACE, rbac::SERVICE_ACCOUNT).await;
         std::fs::write(&kubeconfig, with_token(plane.kubeconfig(), &token)).expect("a kubeconfig can be written");
         let existing_cluster = plane.is_existing();
         Self { name, uid, client, existing_cluster, kubeconfig, root, scratch, made: Mutex::default() }
@@ -88,6 +88,15 @@ impl TestNode {
     /// A kubeconfig with the rights of the agent's `ServiceAccount`, bound to this node.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// A kubeconfig with the rights of another `ServiceAccount`, bound to this node.
+    pub async fn kubeconfig_of(&self, plane: &ControlPlane, namespace: &str, account: &str) -> PathBuf {
+        let node = Api::all(self.client()).get(&self.name).await.expect("its Node is there");
+        let token = token(&self.client, &node, namespace, account).await;
+        let path = self.dir().join(format!("{account}.kubeconfig"));
+        std::fs::write(&path, with_token(plane.kubeconfig(), &token)).expect("a kubeconfig can be written");
+        path
     }
 
     /// A directory on the machine's own filesystem, for backing files and the like.
@@ -168,8 +177,8 @@ where
     }
 }
 
-/// A token for the agent's `ServiceAccount` with a claim that names the node, as a pod on it would have.
-async fn token(client: &kube::Client, node: &Node) -> String {
+/// A token for a `ServiceAccount` with a claim that names the node, as a pod on it would have.
+async fn token(client: &kube::Client, node: &Node, namespace: &str, account: &str) -> String {
     let bound_object_ref = BoundObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Node".to_owned()),
@@ -182,8 +191,8 @@ async fn token(client: &kube::Client, node: &Node) -> String {
         ..TokenRequestSpec::default()
     };
     let request = TokenRequest { spec, ..TokenRequest::default() };
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), rbac::NAMESPACE);
-    let answer = accounts.create_token_request(rbac::SERVICE_ACCOUNT, &PostParams::default(), &request).await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
     answer.expect("the API server issues tokens").status.expect("an issued token has a status").token
 }
 

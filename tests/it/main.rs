@@ -30,6 +30,7 @@ mod publish;
 mod reclaim;
 mod restart;
 mod root_facts;
+mod shadow;
 mod startup;
 mod stop;
 mod tenancy;
