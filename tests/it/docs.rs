@@ -226,6 +226,7 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
         "docs/configuration.md",
         "docs/plan.md",
         "docs/shadow.md",
+        "docs/migration.md",
     ] {
         let text = text(page);
         for name in code(&text) {

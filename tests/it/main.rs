@@ -22,6 +22,7 @@ mod identity;
 mod in_use;
 mod ledger;
 mod ledger_faults;
+mod migration;
 mod mountinfo;
 mod outage;
 mod plan_command;

@@ -196,6 +196,16 @@ async fn it_is_shown_as_a_table_as_yaml_and_of_one_entry() {
     }
     assert!(!table.contains('\u{1b}'), "what names an entry does not command the terminal");
     let json = plan(&node, &config, &[]).await;
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/plan.md")).expect("it is there");
+    let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
+    let top = keys(&json).into_iter().chain(keys(&json["entries"][0])).map(|key| format!("`{key}`"));
+    let of_action =
+        keys(&json["actions"][0]).into_iter().map(|key| (format!("`actions[].{key}`"), format!("`.{key}`")));
+    let missing: Vec<_> = top
+        .filter(|key| !page.contains(key))
+        .chain(of_action.filter(|(one, two)| !page.contains(one) && !page.contains(two)).map(|(one, _)| one))
+        .collect();
+    assert!(missing.is_empty(), "docs/plan.md does not explain {missing:?}");
     let yaml: Value = serde_saphyr::from_str(&text(&run(&node, &config, &["-o", "yaml"]).await)).expect("it is YAML");
     let without_chance = |mut plan: Value| {
         // A new name for the ledger's entry each time.
