@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
-use mooring::cli::{check_config, wipe};
+use mooring::cli::{check_config, plan, wipe};
 use mooring::method::{self, Method, Verify, WipeRules};
 
 /// Local disks as Kubernetes persistent volumes.
@@ -22,6 +22,9 @@ pub enum Command {
     /// Publish and reclaim the volumes of this node (the default)
     #[command(args_override_self = true)]
     Agent(AgentArgs),
+    /// Say what the agent of this node would do now, and change nothing
+    #[command(args_override_self = true)]
+    Plan(PlanArgs),
     /// Wipe one volume by hand, with the agent's care and refusals
     #[command(args_override_self = true)]
     Wipe(WipeArgs),
@@ -75,6 +78,13 @@ pub struct AgentArgs {
     /// Path of the metrics page
     #[arg(long, default_value = "/metrics", value_name = "PATH", value_parser = page_path)]
     pub metrics_path: String,
+    /// Change nothing: compare what this agent would do with what there is, log and count
+    /// each difference. For a run beside the Go provisioner
+    #[arg(long)]
+    pub shadow: bool,
+    /// With --shadow: a difference counts when it has lasted so long
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = period)]
+    pub shadow_grace: Duration,
     /// Form of the log lines
     #[arg(long, default_value = "text", value_enum)]
     pub log_format: LogFormat,
@@ -88,6 +98,47 @@ pub struct AgentArgs {
     /// be noticed
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = period)]
     pub config_sync_period: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Only what is called so: a path, an entry, a class or a PV
+    #[arg(value_name = "PATH|ENTRY|CLASS|PV")]
+    pub only: Option<String>,
+    /// Name of this Node in the cluster (spec.nodeName)
+    #[arg(long, env = "MY_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Directory with the ConfigMap's keys as files
+    #[arg(long, default_value = "/etc/provisioner/config", value_name = "DIR")]
+    pub config_dir: PathBuf,
+    /// The agent's state directory; it is only read. Without this flag, /var/lib/mooring, if
+    /// that is there
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Ask no cluster: storage classes are assumed to exist, and PVs to be as the state
+    /// directory knows them
+    #[arg(long)]
+    pub offline: bool,
+    /// Form of the output
+    #[arg(long, short, default_value = "table", value_enum)]
+    pub output: OutputFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OutputFormat {
+    Table,
+    Json,
+    Yaml,
+}
+
+impl From<OutputFormat> for plan::Output {
+    fn from(format: OutputFormat) -> Self {
+        match format {
+            OutputFormat::Table => Self::Table,
+            OutputFormat::Json => Self::Json,
+            OutputFormat::Yaml => Self::Yaml,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -347,6 +398,8 @@ mod tests {
             let text = error.to_string();
             assert!(error.exit_code() == 2 && text.contains("unexpected argument") && text.contains(meant), "{text}");
         }
+        let args = agent(&["--shadow", "-shadow-grace=1m30s"]).0;
+        assert_eq!((args.shadow, args.shadow_grace.as_secs()), (true, 90));
     }
 
     #[test]
@@ -361,6 +414,7 @@ mod tests {
             "--discovery-period=-1s",
             "--v=much",
             "-v4",
+            "--shadow-grace=30",
         ] {
             assert!(parse(["mooring", bad].map(OsString::from)).is_err(), "{bad}");
         }

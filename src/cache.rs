@@ -3,6 +3,7 @@
 //! it and applies them. Nothing may be decided before it [`Cache::is_complete`].
 
 pub mod feed;
+pub mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -45,6 +46,14 @@ pub enum Event {
     },
     /// These are all the PVs that are watched.
     PvsListed(BTreeSet<String>),
+    /// These are all our PVs, whether or not they have our label, and all PVs of others that
+    /// name paths of this node.
+    AllListed {
+        /// Names of ours.
+        owned: BTreeSet<String>,
+        /// Names of those of others.
+        foreign: BTreeSet<String>,
+    },
     /// The sweep met a PV of this node.
     Swept(Decoded),
     /// The sweep is through; these PVs of others name paths of this node.
@@ -133,6 +142,13 @@ impl Cache {
                 });
                 self.suspects.extend(missing.map(|(name, _)| name.clone()));
                 self.pvs_listed = true;
+                true
+            }
+            Event::AllListed { owned, foreign } => {
+                let missing = self.owned.keys().filter(|name| !owned.contains(*name));
+                self.suspects.extend(missing.cloned());
+                self.foreign.retain(|_, pv| foreign.contains(pv));
+                (self.pvs_listed, self.swept) = (true, true);
                 true
             }
             Event::SweepDone(foreign) => {

@@ -1,4 +1,5 @@
 //! The commands besides the agent.
 
 pub mod check_config;
+pub mod plan;
 pub mod wipe;

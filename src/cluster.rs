@@ -4,6 +4,7 @@
 
 mod jobs;
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use kube::api::{Api, DeleteParams, ListParams, ObjectList, Patch, PatchParams, P
 use kube::config::KubeConfigOptions;
 use kube::runtime::watcher;
 use kube::{Client, Config};
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
@@ -130,6 +132,7 @@ pub struct Cluster {
     pvs: Api<PersistentVolume>,
     calls: Arc<Semaphore>,
     metrics: Arc<Metrics>,
+    read_only: bool,
 }
 
 impl Cluster {
@@ -156,7 +159,14 @@ impl Cluster {
         let watches = Client::try_from(config.clone())?;
         config.read_timeout = Some(DEADLINE);
         let pvs = Api::all(Client::try_from(config.clone())?);
-        Ok((Self { config: Arc::new(config), pvs, calls: Arc::new(Semaphore::new(MAX_CALLS)), metrics }, watches))
+        let calls = Arc::new(Semaphore::new(MAX_CALLS));
+        Ok((Self { config: Arc::new(config), pvs, calls, metrics, read_only: false }, watches))
+    }
+
+    /// The same, but every write fails before it is sent.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self { read_only: true, ..self }
     }
 
     /// Closes the connections that a burst of calls has left, which the client below
@@ -189,6 +199,10 @@ impl Cluster {
         verb: &'static str,
         call: impl Future<Output = kube::Result<T>>,
     ) -> (Result<T, ApiError>, Duration) {
+        if self.read_only && !matches!(verb, "get" | "list") {
+            let refused = ApiError::Rejected(format!("not sent ({verb}): this process only reads"));
+            return (Err(refused), Duration::ZERO);
+        }
         let _permit = self.calls.acquire().await.expect("the semaphore is never closed");
         let start = Instant::now();
         let result = match tokio::time::timeout(DEADLINE, call).await {
@@ -209,6 +223,26 @@ impl Cluster {
         let mut params = ListParams::default().limit(limit);
         params.continue_token = token.map(ToOwned::to_owned);
         self.call("list", self.pvs.list(&params)).await
+    }
+
+    /// All objects of a kind that a field selector admits (empty: any), in pages of that size.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn read_all<K>(&self, fields: &str, limit: u32, mut each: impl FnMut(K)) -> Result<(), ApiError>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    {
+        let api = Api::<K>::all(self.pvs.clone().into_client());
+        let mut params = ListParams::default().limit(limit).fields(fields);
+        loop {
+            let page = self.call("list", api.list(&params)).await?;
+            page.items.into_iter().for_each(&mut each);
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     /// The PV of that name as it is now, if there is one.

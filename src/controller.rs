@@ -8,6 +8,7 @@ mod limits;
 mod reload;
 mod results;
 mod scribe;
+mod shadow;
 mod taint;
 mod tell;
 mod turns;
@@ -44,6 +45,7 @@ use crate::volume::NodeFacts;
 use act::{Done, Jobs, Tools};
 use books::Books;
 use limits::Limits;
+use shadow::Shadow;
 use taint::Untainting;
 use tell::Teller;
 use turns::Turns;
@@ -89,6 +91,9 @@ pub struct Parts {
     pub events: (Events, mpsc::Receiver<events::Event>),
     /// Where Jobs are made.
     pub jobs: Site,
+    /// Nothing is done, only compared: how long a difference must last to count. What the
+    /// parts write with must be [`Cluster::read_only`], and there must be no `state`.
+    pub shadow: Option<Duration>,
 }
 
 /// The loop and its state.
@@ -123,6 +128,7 @@ pub struct Controller {
     turns: Turns,
     brake: Option<Brake>,
     untainting: Untainting,
+    shadow: Option<Shadow>,
     random: u64,
     queue: VecDeque<Action>,
     work: JoinSet<Done>,
@@ -151,10 +157,12 @@ impl Controller {
         let (stop, stopped) = watch::channel(false);
         let resync_at = Instant::now() + next_resync(&config);
         let (notices, unsent) = parts.events;
+        assert!(parts.shadow.is_none() || parts.state.is_none(), "a shadow has no state directory to write to");
         let (mut books, scribe) = Books::open(parts.ledger, parts.remembered, parts.state);
         books.note_classes(config.remembered(), &scribe);
         parts.metrics.config_last_reload_successful.set(1);
         parts.metrics.config_hash.set(config_hash.cast_signed());
+        let shadow = parts.shadow.map(|grace| Shadow::new(grace, Arc::clone(&parts.metrics)));
         let mut controller = Self {
             node_name: parts.node_name,
             tools: Tools {
@@ -175,6 +183,7 @@ impl Controller {
             turns: Turns::new(config.max_parallel_wipes),
             brake: None,
             untainting: Untainting::default(),
+            shadow,
             random: fastrand::u64(..),
             config,
             config_hash,
@@ -269,8 +278,10 @@ impl Controller {
             debug!("Looking at everything again");
             self.resync_at = now + next_resync(&self.config);
             self.scanner.look_at_everything();
-            self.cache.suspect_unlabelled();
-            self.ask_for_rights();
+            if self.shadow.is_none() {
+                self.cache.suspect_unlabelled();
+                self.ask_for_rights();
+            }
             self.dirty = true;
         }
     }
@@ -411,7 +422,15 @@ impl Controller {
             self.feeds.abort_all();
             self.feed_cluster();
         }
-        self.spawn_pv_feeds(&node);
+        if let Some(shadow) = &self.shadow {
+            // PVs that another provisioner makes do not have our label.
+            let (client, events) = (self.watches.clone(), self.event_sender.clone());
+            let (name_only, witness) = (self.config.use_node_name_only, shadow.witness());
+            self.pv_feeds.spawn(feed::every_persistent_volume(client, node.clone(), name_only, events, witness));
+            self.sender.spawn(shadow::send_none(self.unsent.take()));
+        } else {
+            self.spawn_pv_feeds(&node);
+        }
         if let Some(unsent) = self.unsent.take() {
             let component = pv::provisioner_name(&node, self.config.use_node_name_only);
             self.sender.spawn(events::send_all(self.cluster.clone(), component, unsent));
@@ -439,7 +458,7 @@ impl Controller {
             let about = About::Node(self.node_name.clone());
             self.tools.events.send(events::Event::warning(about, events::LEDGER_NOT_WRITABLE, trouble));
         }
-        let plan = plan::plan(&World {
+        let world = World {
             config: &self.config,
             node: self.cache.node().expect("a complete cache knows the Node"),
             classes: self.cache.classes(),
@@ -456,13 +475,19 @@ impl Controller {
             now,
             clock: jiff::Timestamp::now(),
             random: self.random,
-        });
+        };
+        let plan = match &mut self.shadow {
+            Some(shadow) => shadow.decide(&world),
+            None => plan::plan(&world),
+        };
         self.memory.decided();
         self.memory.note_missing(plan.missing, now);
         self.memory.note_wanted(plan.wanted, now);
         self.memory.note_mass_release(plan.mass_release, now);
         self.tell_taken(&plan.records);
-        self.tell_limits();
+        if self.shadow.is_none() {
+            self.tell_limits();
+        }
         self.books.note(plan.records, &self.tools.scribe);
         self.heed_brakes(plan.brake);
         self.dirty = false;

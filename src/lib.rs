@@ -23,6 +23,7 @@ pub mod brake;
 pub mod memory;
 pub mod plan;
 pub mod cleanup_job;
+pub mod shadow;
 #[cfg(test)]
 mod testing;
 pub mod report;

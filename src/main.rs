@@ -13,6 +13,7 @@ use mooring::admin::{self, View};
 use mooring::cleanup_job::Site;
 use mooring::cli;
 use mooring::cluster::Cluster;
+use mooring::config::Config;
 use mooring::config_dir::{self, Loaded, Reading};
 use mooring::controller::{Controller, Parts};
 use mooring::events::Events;
@@ -28,7 +29,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use args::{AgentArgs, Command, LogFormat, WipeArgs};
+use args::{AgentArgs, Command, LogFormat, PlanArgs, WipeArgs};
 
 /// How often something that is missing at the start is looked for again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     };
     let args = match cli.command {
         Command::Agent(args) => args,
+        Command::Plan(args) => return plan(args),
         Command::Wipe(args) => return wipe(args),
         Command::CheckConfig(args) => return cli::check_config::run(&args.options()).into(),
     };
@@ -66,11 +68,44 @@ fn main() -> ExitCode {
     std::process::exit(code)
 }
 
+/// `mooring plan`.
+fn plan(args: PlanArgs) -> ExitCode {
+    start_plain_logging();
+    let planned = config_dir::read(&args.config_dir).map_err(anyhow::Error::from).and_then(|files| {
+        let config = Config::parse(&files)?;
+        let node_name = args.node_name.filter(|name| !name.is_empty());
+        let node_name = node_name.context("which Node is it? Name it by --node-name or MY_NODE_NAME")?;
+        let options = cli::plan::Options {
+            config,
+            node_name,
+            state_dir: args.state_dir,
+            only: args.only,
+            offline: args.offline,
+            output: args.output.into(),
+        };
+        Ok(cli::plan::run(&options)?)
+    });
+    let code = match planned {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("mooring plan: {error:#}");
+            1
+        }
+    };
+    // A thread that the kernel holds must not hold up the exit.
+    std::process::exit(code)
+}
+
+/// For commands: warnings only, and as plain lines.
+fn start_plain_logging() {
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
+    tracing_subscriber::registry().with(Targets::new().with_default(LevelFilter::WARN)).with(lines).init();
+}
+
 /// `mooring wipe`.
 fn wipe(args: WipeArgs) -> ExitCode {
     let options = args.options().unwrap_or_else(|error| error.exit());
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
-    tracing_subscriber::registry().with(Targets::new().with_default(LevelFilter::WARN)).with(lines).init();
+    start_plain_logging();
     let code = match cli::wipe::run(&options) {
         Ok(()) => 0,
         Err(problem) => {
@@ -111,6 +146,10 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
     let listener = admin::listen(&args.listen_address).await?;
     info!(version = env!("CARGO_PKG_VERSION"), node = node_name, "mooring starts");
     info!(address = %listener.local_addr()?, "HTTP server listening");
+    let shadow = args.shadow.then_some(args.shadow_grace);
+    if shadow.is_some() {
+        info!("This is a shadow: it changes nothing, and tells what it would do otherwise");
+    }
     let metrics = Arc::new(Metrics::default());
     let (view, shown) = watch::channel(View::default());
     let pages = admin::serve(listener, &args.metrics_path, shown, Arc::clone(&metrics));
@@ -120,11 +159,12 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
             let mut readings = config_dir::watch(args.config_dir.clone(), args.config_sync_period)
                 .context("no thread is to be had for the config directory")?;
             let mut config = first_config(&args.config_dir, &mut readings, &view).await?;
-            let (state, ledger) = open_state(args.state_dir.as_deref(), &view).await;
+            let (state, ledger) = open_state(args.state_dir.as_deref(), args.shadow, &view).await;
             let remembered = recall_classes(state.as_ref(), &mut config).await;
             let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
                 .await
                 .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+            let cluster = if args.shadow { cluster.read_only() } else { cluster };
             anyhow::Ok((config, readings, remembered, cluster, watches, state, ledger))
         };
         let (config, readings, remembered, cluster, watches, state, ledger) = tokio::select! {
@@ -151,6 +191,7 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
             state,
             events,
             jobs,
+            shadow,
         };
         let controller = Controller::start(parts)?;
         controller.run(requested(shutdown)).await;
@@ -205,9 +246,12 @@ async fn recall_classes(state: Option<&StateDir>, config: &mut Loaded) -> Vec<u8
 }
 
 /// Opens the state directory: waits for as long as another agent has it or it can't be
-/// used. Without one, the ledger lives as long as this process.
-async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option<StateDir>, Ledger) {
+/// used. Without one, the ledger lives as long as this process. A shadow only reads it.
+async fn open_state(named: Option<&Path>, shadow: bool, view: &watch::Sender<View>) -> (Option<StateDir>, Ledger) {
     let directory = named.unwrap_or(Path::new(cli::wipe::STATE_DIR));
+    if shadow && !directory.is_dir() {
+        return (None, Ledger::default());
+    }
     if named.is_none() && !directory.is_dir() {
         warn!(
             directory = cli::wipe::STATE_DIR,
@@ -218,11 +262,16 @@ async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option
     }
     let mut told = String::new();
     loop {
-        match StateDir::open(directory, named.is_some()) {
+        let opened = if shadow {
+            StateDir::read_only(directory).map(|(ledger, _)| (None, ledger))
+        } else {
+            StateDir::open(directory, named.is_some()).map(|(state, ledger)| (Some(state), ledger))
+        };
+        match opened {
             Ok((state, ledger)) => {
                 let (entries, lost) = (ledger.entries().count(), ledger.lost());
                 info!(directory = %directory.display(), entries, lost, "State directory opened");
-                return (Some(state), ledger);
+                return (state, ledger);
             }
             Err(error) => {
                 let problem = error.to_string();

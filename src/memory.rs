@@ -19,7 +19,7 @@ const RECLAIMED: usize = 256;
 const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
 /// The controller's memory, by name of the PV.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Memory {
     /// Work under way; nothing else is begun for these.
     pub in_flight: HashSet<String>,

@@ -71,6 +71,15 @@ pub struct Metrics {
     pub config_last_reload_successful: Gauge,
     /// Hash of the config in force.
     pub config_hash: Gauge,
+    /// In a shadow, differences that there are.
+    shadow_differences: Family<KindLabels, Gauge>,
+    /// In a shadow, differences that have appeared.
+    shadow_differences_seen: Family<KindLabels, Counter<u64, AtomicU64>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
 }
 
 /// Labels of [`Metrics::api_requests`].
@@ -133,6 +142,8 @@ impl Default for Metrics {
             config_reloads: Family::default(),
             config_last_reload_successful: Gauge::default(),
             config_hash: Gauge::default(),
+            shadow_differences: Family::default(),
+            shadow_differences_seen: Family::default(),
         };
         // Or the first of each would not be an increase.
         for outcome in ["success", "failed", "cancelled"] {
@@ -176,6 +187,17 @@ impl Metrics {
         let outcome = if is_good { "success" } else { "failed" };
         self.config_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
         self.config_last_reload_successful.set(i64::from(is_good));
+    }
+
+    /// Counts a difference that has appeared.
+    pub fn shadow_difference_seen(&self, kind: &'static str) {
+        self.shadow_differences_seen.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// So many differences of a kind there are.
+    pub fn set_shadow_differences(&self, kind: &'static str, count: usize) {
+        let gauge = self.shadow_differences.get_or_create(&KindLabels { kind });
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// The text of a scrape.
@@ -238,6 +260,16 @@ impl Metrics {
             self.config_last_reload_successful.clone(),
         );
         registry.register("config_hash", "Hash of the config in force", self.config_hash.clone());
+        registry.register(
+            "shadow_differences",
+            "Differences between a shadow and what there is, by kind",
+            Described(self.shadow_differences.clone()),
+        );
+        registry.register(
+            "shadow_differences_seen",
+            "Differences that a shadow has come to count, by kind",
+            Described(self.shadow_differences_seen.clone()),
+        );
         registry.register(
             "start_up_taint",
             "1 while the start-up taint is on this Node and is to be taken off",

@@ -59,6 +59,14 @@ impl Scanner {
     }
 }
 
+/// Takes one snapshot of the directories, given by their paths in this process. What the
+/// kernel does not answer for is left out of it as [`Observed::Unresponsive`], on a thread
+/// that stays behind.
+#[must_use]
+pub fn scan_once(directories: BTreeSet<String>) -> Snapshot {
+    scan::once(directories)
+}
+
 /// Looks at one entry of a directory as the scan does. It can hang with the disk behind.
 ///
 /// # Errors

@@ -8,6 +8,8 @@
 //! lacks.
 
 mod adopt;
+mod describe;
+mod foresee;
 mod occupied;
 mod publish;
 mod record;
@@ -35,6 +37,10 @@ use crate::volume::{Capacity, NodeFacts, StorageClassFacts};
 
 use occupied::Occupied;
 use publish::Offered;
+
+pub use describe::NAMES as ACTIONS;
+pub use foresee::{Foresight, Step, foresee};
+pub use publish::same_volume;
 
 /// All that a decision depends on.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +81,7 @@ pub struct World<'a> {
 }
 
 /// What to do and what to say.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// One line for each class and entry, and for each PV whose volume is gone.
     pub entries: Vec<EntryStatus>,
@@ -362,6 +368,21 @@ impl Plan {
             self.actions.push(action);
         }
     }
+}
+
+/// Volumes that two PVs of ours offer: the one that comes second, and the first.
+#[must_use]
+pub fn offered_twice<'a>(world: &World<'a>) -> Vec<(&'a Finding, &'a Finding)> {
+    let places: BTreeSet<(&str, &str)> =
+        world.owned.values().map(|owned| (owned.class.as_str(), owned.path.as_str())).collect();
+    let has_pv = |finding: &Finding| places.contains(&(finding.class.as_str(), finding.host_path.as_str()));
+    let occupied = Occupied::of(world.findings, has_pv);
+    let pair = |(index, finding)| {
+        let first = occupied.rival_of(index).filter(|rival| *rival < index)?;
+        let first = &world.findings[first];
+        (has_pv(finding) && has_pv(first)).then_some((finding, first))
+    };
+    world.findings.iter().enumerate().filter_map(pair).collect()
 }
 
 /// The setback that is being waited out for the PV, if any.

@@ -1,6 +1,7 @@
 //! A volume as a PersistentVolume, and back: the only place that knows where each
 //! fact stands in the API object, and the answer to "is it ours?".
 
+mod fields;
 pub mod labels;
 mod owned;
 
@@ -22,6 +23,7 @@ use crate::volume::{
     AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode, fnv1a_32, fnv1a_64,
 };
 
+pub use fields::{Fields, fields, fields_that_differ};
 pub use labels::{LabelChanges, Labels};
 pub use owned::{Decoded, ForeignPath, OwnedPv, Phase, Seen, Word, is_held, sort};
 

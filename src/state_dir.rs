@@ -126,6 +126,17 @@ impl StateDir {
         Self::start(Home::open(path)?)
     }
 
+    /// Reads the ledger, and the text about the classes, while an agent may have the state
+    /// directory, and changes nothing: no lock is taken. Blocks.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`], but for the other agent.
+    pub fn read_only(path: &Path) -> Result<(Ledger, Option<Vec<u8>>), StateDirError> {
+        let home = Home::open(path)?;
+        let (ledger, _) = load::load(&home)?;
+        Ok((ledger, classes::read(&home)?))
+    }
+
     fn start(home: Home) -> Result<(Self, Ledger), StateDirError> {
         let (ledger, seen) = load::load(&home)?;
         let path = home.path.clone();

@@ -23,7 +23,7 @@ use crate::pv::{self, Decoded, HOSTNAME_LABEL, NODE_LABEL};
 use crate::volume::{NodeFacts, ReclaimPolicy, StorageClassFacts};
 
 /// Objects in a page of a list: few, so that memory does not grow with the cluster.
-const PAGE: u32 = 100;
+pub(super) const PAGE: u32 = 100;
 /// First and longest wait after a failure, before jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// A watch that fails this often in a row is begun anew, with a list.
@@ -104,7 +104,7 @@ fn no_node(name: &str) -> String {
     format!("there is no Node {name}: set MY_NODE_NAME to this node's name in the cluster (spec.nodeName)")
 }
 
-fn node_facts(node: &Node) -> Result<NodeFacts, String> {
+pub(super) fn node_facts(node: &Node) -> Result<NodeFacts, String> {
     let name = node.name_any();
     match (node.labels().get(HOSTNAME_LABEL), node.uid()) {
         (Some(hostname), Some(uid)) => {
@@ -139,7 +139,7 @@ pub async fn storage_classes(client: Client, events: Sender<Event>) {
     follow("storageclasses", Api::<StorageClass>::all(client), config, events, translate, |_| false).await;
 }
 
-fn class_facts(class: &StorageClass) -> Event {
+pub(super) fn class_facts(class: &StorageClass) -> Event {
     let facts = StorageClassFacts {
         reclaim_policy: ReclaimPolicy::parse(class.reclaim_policy.as_deref().unwrap_or("Delete")),
         mount_options: class.mount_options.clone().unwrap_or_default(),
@@ -231,6 +231,58 @@ pub async fn persistent_volumes(cluster: Cluster, client: Client, watch: PvWatch
             }
             Watch::InitDone => Event::PvsListed(std::mem::take(&mut listed)),
         })
+    };
+    follow("persistentvolumes", Api::<PersistentVolume>::all(client), config, events, translate, |_| false).await;
+}
+
+/// Watches all PVs of the cluster and keeps what concerns this node: an API server load
+/// that only few agents may make. `witness` is shown each PV of ours as it is or, with
+/// `None`, that it is gone, before the event is sent.
+pub async fn every_persistent_volume(
+    client: Client,
+    node: NodeFacts,
+    use_node_name_only: bool,
+    events: Sender<Event>,
+    witness: impl Fn(&str, Option<&PersistentVolume>),
+) {
+    let config = watcher::Config::default().timeout(60).page_size(PAGE);
+    let (mut owned, mut foreign) = (BTreeSet::new(), BTreeSet::new());
+    let translate = move |event| {
+        let sort = |pv: &PersistentVolume| {
+            let decoded = pv::sort(pv, &node, use_node_name_only);
+            if let Decoded::Owned(owned) = &decoded {
+                witness(&owned.name, Some(pv));
+            }
+            decoded
+        };
+        match event {
+            Watch::Init => {
+                owned.clear();
+                foreign.clear();
+                None
+            }
+            Watch::InitApply(pv) => {
+                let decoded = sort(&pv);
+                match &decoded {
+                    Decoded::Owned(one) => _ = owned.insert(one.name.clone()),
+                    Decoded::Foreign(path) => _ = foreign.insert(path.pv.clone()),
+                    Decoded::Elsewhere => return None,
+                }
+                Some(Event::PvListed(decoded))
+            }
+            Watch::Apply(pv) => Some(sort(&pv)).filter(|pv| *pv != Decoded::Elsewhere).map(Event::Pv),
+            Watch::Delete(pv) => {
+                let last = pv::sort(&pv, &node, use_node_name_only);
+                if last == Decoded::Elsewhere {
+                    return None;
+                }
+                witness(&pv.name_any(), None);
+                Some(Event::PvLeft { name: pv.name_any(), uid: pv.uid().unwrap_or_default(), last })
+            }
+            Watch::InitDone => {
+                Some(Event::AllListed { owned: std::mem::take(&mut owned), foreign: std::mem::take(&mut foreign) })
+            }
+        }
     };
     follow("persistentvolumes", Api::<PersistentVolume>::all(client), config, events, translate, |_| false).await;
 }

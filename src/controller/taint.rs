@@ -36,7 +36,9 @@ impl Controller {
         let mut totals = Totals::of(self.cache.owned().values(), &self.config, &self.memory);
         totals.tainted = taint != Taint::Absent;
         totals.taint_waits_for = u32::try_from(taint.waits_for()).unwrap_or(u32::MAX);
-        self.untainting.decide(taint, &self.node_name, &self.cluster, &self.tools.events);
+        if self.shadow.is_none() {
+            self.untainting.decide(taint, &self.node_name, &self.cluster, &self.tools.events);
+        }
         totals
     }
 }

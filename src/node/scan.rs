@@ -54,16 +54,7 @@ pub fn spawn(
     wakes: Receiver<()>,
     snapshots: latest::Sender<Option<Arc<Snapshot>>>,
 ) -> io::Result<()> {
-    let mut scan = Scan {
-        directories: Arc::default(),
-        watches,
-        waker: waker.clone(),
-        hung: Hung::default(),
-        patience: HashMap::new(),
-        patience_left: PATIENCE_PER_SCAN,
-        known: Arc::default(),
-        fingerprints: HashMap::new(),
-    };
+    let mut scan = Scan::new(Some(watches), waker.clone());
     thread::Builder::new().name("scan".to_owned()).spawn(move || {
         while wakes.recv().is_ok() {
             let start = Instant::now();
@@ -82,9 +73,15 @@ pub fn spawn(
     Ok(())
 }
 
+/// Takes one snapshot.
+pub fn once(directories: BTreeSet<String>) -> Snapshot {
+    Scan::new(None, Waker::new(directories).0).snapshot()
+}
+
 struct Scan {
     directories: Arc<BTreeSet<String>>,
-    watches: Watches,
+    /// None when there is only one scan.
+    watches: Option<Watches>,
     waker: Waker,
     hung: Hung,
     patience: HashMap<Place, Duration>,
@@ -94,10 +91,25 @@ struct Scan {
 }
 
 impl Scan {
+    fn new(watches: Option<Watches>, waker: Waker) -> Self {
+        Self {
+            directories: Arc::default(),
+            watches,
+            waker,
+            hung: Hung::default(),
+            patience: HashMap::new(),
+            patience_left: PATIENCE_PER_SCAN,
+            known: Arc::default(),
+            fingerprints: HashMap::new(),
+        }
+    }
+
     fn snapshot(&mut self) -> Snapshot {
         self.patience_left = PATIENCE_PER_SCAN;
         self.directories = self.waker.directories();
-        self.watches.retain(&self.directories);
+        if let Some(watches) = &mut self.watches {
+            watches.retain(&self.directories);
+        }
         self.fingerprints.retain(|directory, _| self.directories.contains(directory));
         if self.waker.full.swap(false, Ordering::Relaxed) {
             self.known = Arc::default();
@@ -124,13 +136,14 @@ impl Scan {
     }
 
     fn rearm(&mut self, snapshot: &Snapshot) {
+        let Some(watches) = &mut self.watches else { return };
         for (directory, listing) in &snapshot.directories {
             let seen = match listing {
                 Listing::Entries(_) => self.fingerprints.get(directory).copied(),
                 Listing::Failed(_) => None,
                 Listing::Unresponsive => continue,
             };
-            if self.watches.rearm(directory, seen) {
+            if watches.rearm(directory, seen) {
                 self.waker.wake();
             }
         }

@@ -149,6 +149,7 @@ fn name<'a>(
 }
 
 /// How an entry is the same volume as another one.
+#[must_use]
 pub fn same_volume(rival: &Finding) -> String {
     format!("{} of class {} is the same volume, or part of it", rival.host_path, rival.class)
 }

@@ -62,7 +62,7 @@ impl TestNode {
             std::fs::create_dir(&root).expect("a directory can be made in a new one");
         }
         let kubeconfig = scratch.path().join("agent.kubeconfig");
-        let token = token(&client, rbac::SERVICE_ACCOUNT, &node).await;
+        let token = token(&client, &node, rbac::NAMESPACE, rbac::SERVICE_ACCOUNT).await;
         std::fs::write(&kubeconfig, with_token(plane.kubeconfig(), &token)).expect("a kubeconfig can be written");
         let existing_cluster = plane.is_existing();
         Self { name, uid, client, existing_cluster, kubeconfig, root, scratch, made: Mutex::default() }
@@ -74,7 +74,7 @@ impl TestNode {
         let nodes: Api<Node> = Api::all(self.client());
         nodes.delete(&self.name, &DeleteParams::default()).await.expect("a Node can be deleted");
         let (node, uid) = make(&self.client, &self.name, host_name(&self.name)).await;
-        let token = token(&self.client, rbac::SERVICE_ACCOUNT, &node).await;
+        let token = token(&self.client, &node, rbac::NAMESPACE, rbac::SERVICE_ACCOUNT).await;
         std::fs::write(&self.kubeconfig, with_token(&self.kubeconfig, &token)).expect("a kubeconfig can be written");
         self.uid = uid;
     }
@@ -99,10 +99,10 @@ impl TestNode {
         &self.kubeconfig
     }
 
-    /// A kubeconfig with the rights of another `ServiceAccount` of the agent's namespace.
-    pub async fn kubeconfig_of(&self, account: &str) -> PathBuf {
+    /// A kubeconfig with the rights of another `ServiceAccount`, bound to this node.
+    pub async fn kubeconfig_of(&self, namespace: &str, account: &str) -> PathBuf {
         let node = Api::<Node>::all(self.client()).get(&self.name).await.expect("the Node is there");
-        let token = token(&self.client, account, &node).await;
+        let token = token(&self.client, &node, namespace, account).await;
         let path = self.scratch.path().join(format!("{account}.kubeconfig"));
         std::fs::write(&path, with_token(&self.kubeconfig, &token)).expect("a kubeconfig can be written");
         path
@@ -202,8 +202,8 @@ where
     }
 }
 
-/// A token for a `ServiceAccount` of the agent's namespace with a claim that names the node, as a pod on it would have.
-async fn token(client: &kube::Client, account: &str, node: &Node) -> String {
+/// A token for a `ServiceAccount` with a claim that names the node, as a pod on it would have.
+async fn token(client: &kube::Client, node: &Node, namespace: &str, account: &str) -> String {
     let bound_object_ref = BoundObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Node".to_owned()),
@@ -216,7 +216,7 @@ async fn token(client: &kube::Client, account: &str, node: &Node) -> String {
         ..TokenRequestSpec::default()
     };
     let request = TokenRequest { spec, ..TokenRequest::default() };
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), rbac::NAMESPACE);
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
     answer.expect("the API server issues tokens").status.expect("an issued token has a status").token
 }

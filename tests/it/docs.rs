@@ -126,6 +126,39 @@ fn every_right_and_every_limit_is_documented() {
     assert!(note < 950, "{note}");
 }
 
+#[test]
+fn every_action_of_a_plan_and_every_difference_of_a_shadow_is_documented() {
+    let of = |page: &str, heading: &str| {
+        let page = text(page);
+        let (_, table) = page.split_once(heading).unwrap_or_else(|| panic!("there is no table {heading}"));
+        let table = table.split("\n\n").next().expect("a table ends");
+        rows(table).into_iter().map(|(cell, _)| cell).collect::<Vec<_>>()
+    };
+    assert_eq!(of("docs/plan.md", "| action | what"), mooring::plan::ACTIONS);
+    let kinds = mooring::shadow::Kind::ALL.map(mooring::shadow::Kind::as_str);
+    assert_eq!(of("docs/shadow.md", "| kind | what"), kinds);
+}
+
+#[test]
+fn the_shadows_manifest_can_only_read_and_sees_later_mounts() {
+    let manifest = text("deploy/manifests/shadow.yaml");
+    let parts: Vec<serde_json::Value> = serde_saphyr::from_multiple(&manifest).expect("it is YAML");
+    let role = parts.iter().find(|part| part["kind"] == "ClusterRole").expect("it has a role");
+    for rule in role["rules"].as_array().expect("it has rules") {
+        assert_eq!(rule["verbs"], serde_json::json!(["get", "list", "watch"]), "{rule}");
+    }
+    let daemonset = parts.into_iter().find(|part| part["kind"] == "DaemonSet").expect("it has pods");
+    let daemonset: DaemonSet = serde_json::from_value(daemonset).expect("it is one");
+    let pod = daemonset.spec.and_then(|spec| spec.template.spec).expect("it has pods");
+    let container = &pod.containers[0];
+    assert!(container.args.as_ref().is_some_and(|arguments| arguments.iter().any(|argument| argument == "--shadow")));
+    for mount in container.volume_mounts.iter().flatten() {
+        assert_eq!(mount.read_only, Some(true), "{}", mount.mount_path);
+        let discovery = mount.mount_path.starts_with("/mnt/");
+        assert!(!discovery || mount.mount_propagation.as_deref() == Some("HostToContainer"), "{}", mount.mount_path);
+    }
+}
+
 /// All Rust files below.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("it can be listed") {
@@ -153,6 +186,9 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
         "docs/safety.md",
         "docs/configuration.md",
         "docs/rights.md",
+        "docs/plan.md",
+        "docs/shadow.md",
+        "docs/migration.md",
     ] {
         let text = text(page);
         for name in code(&text) {

@@ -43,7 +43,7 @@ impl Old {
         let node = TestNode::new(plane, tag).await;
         let account = format!("go-{}", node.name());
         rbac::apply_old(&node.client(), &account).await;
-        let kubeconfig = node.kubeconfig_of(&account).await.display().to_string();
+        let kubeconfig = node.kubeconfig_of(rbac::NAMESPACE, &account).await.display().to_string();
         let fs = (node.class("fs", "Delete").await, node.discovery_dir("fs"));
         let raw = (node.class("raw", "Delete").await, node.discovery_dir("raw"));
         Self { node, account, kubeconfig, fs, raw, raw_fields: "volumeMode: Block", stateless: true }
