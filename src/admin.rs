@@ -6,19 +6,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics};
 use crate::report::Status;
 
 /// The controller shows itself at least this often; far less often, and it hangs.
 const HEARTBEAT_LIMIT: Duration = Duration::from_secs(60);
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What the controller shows of itself.
 #[derive(Debug)]
@@ -78,9 +77,11 @@ pub async fn serve(
     axum::serve(listener, pages).await
 }
 
-async fn show_metrics(State(pages): State<Pages>) -> Response {
-    match pages.metrics.scrape(&pages.view.borrow().status) {
-        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+async fn show_metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
+    let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accepted.unwrap_or_default());
+    match pages.metrics.scrape(&pages.view.borrow().status, format) {
+        Ok(text) => ([(header::CONTENT_TYPE, format.content_type())], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
-use mooring::cli::wipe;
+use mooring::cli::{check_config, wipe};
 use mooring::method::{self, Method, Verify, WipeRules};
 
 /// Local disks as Kubernetes persistent volumes.
@@ -24,6 +24,30 @@ pub enum Command {
     /// Wipe one volume by hand, with the agent's care and refusals
     #[command(args_override_self = true)]
     Wipe(WipeArgs),
+    /// Say all that is wrong or odd with a ConfigMap
+    #[command(args_override_self = true)]
+    CheckConfig(CheckConfigArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckConfigArgs {
+    /// A directory with the ConfigMap's keys as files, a manifest with the ConfigMap, or -
+    /// for a manifest on the standard input
+    #[arg(value_name = "DIR|FILE|-")]
+    path: PathBuf,
+    /// Fail when there are warnings, too
+    #[arg(long)]
+    strict: bool,
+    /// Look at the directories of the classes as well: are they here, is a volume in them?
+    #[arg(long)]
+    directories: bool,
+}
+
+impl CheckConfigArgs {
+    /// What they ask for.
+    pub fn options(self) -> check_config::Options {
+        check_config::Options { path: self.path, strict: self.strict, directories: self.directories }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -226,7 +250,7 @@ mod tests {
         let (cli, ignored) = parse(all).expect("the flags are valid");
         match cli.command {
             Command::Agent(agent) => (agent, ignored),
-            Command::Wipe(_) => panic!("it is the agent"),
+            _ => panic!("it is the agent"),
         }
     }
 
@@ -234,7 +258,7 @@ mod tests {
         let (cli, _) = parse(["mooring", "wipe"].into_iter().chain(line.split(' ')).map(OsString::from))?;
         match cli.command {
             Command::Wipe(args) => args.options(),
-            Command::Agent(_) => panic!("it is a wipe"),
+            _ => panic!("it is a wipe"),
         }
     }
 

@@ -128,7 +128,9 @@ impl ByHand {
         entry.as_of = now;
         entry.state = match entry.state {
             State::Used { .. } => return entry,
-            State::Offered { pv, uid, .. } => State::Used { pv, uid: uid.unwrap_or_default(), claim: None },
+            State::Offered { pv, uid, .. } => {
+                State::Used { pv, uid: uid.unwrap_or_default(), claim: None, since: None }
+            }
             before => {
                 let cursor = match &before {
                     State::Wiping { method: begun, cursor, .. } if **begun == *method => *cursor,

@@ -27,7 +27,7 @@ fn what_a_pv_offers_or_a_claim_has_takes_the_digest_typed_exactly() {
     let here = a_disk(1, 1).identity;
     let request = request(&here);
     let offered = State::Offered { pv: "p".into(), uid: Some("u".into()), since: None };
-    let used = State::Used { pv: "p".into(), uid: "u".into(), claim: Some(claim()) };
+    let used = State::Used { pv: "p".into(), uid: "u".into(), claim: Some(claim()), since: None };
     for state in [offered, used] {
         let entries = || [entry(1, 1, state.clone())];
         assert!(matches!(check(entries(), &request), Err(Refusal::InUse { .. })), "{state:?}");
@@ -38,7 +38,7 @@ fn what_a_pv_offers_or_a_claim_has_takes_the_digest_typed_exactly() {
         }
         let leave = check(entries(), &forced(&request)).expect("it is typed");
         // The PV may still be there, and be used after the wipe.
-        let State::Used { pv, uid, claim } = leave.begin(EntryId(9), "auto", Timestamp::UNIX_EPOCH).state else {
+        let State::Used { pv, uid, claim, .. } = leave.begin(EntryId(9), "auto", Timestamp::UNIX_EPOCH).state else {
             panic!("{state:?} is not used")
         };
         assert_eq!((&*pv, &*uid, claim.as_ref()), ("p", "u", claim_of(&state)));
@@ -108,7 +108,7 @@ fn an_expected_digest_must_be_the_one_that_is_there() {
     check([], &expecting(&request.identity.digest())).expect("it is as expected");
     assert!(matches!(check([], &expecting("0123456789abcdef")), Err(Refusal::Digest { .. })));
     // It overrules nothing.
-    let used = State::Used { pv: "p".into(), uid: "u".into(), claim: None };
+    let used = State::Used { pv: "p".into(), uid: "u".into(), claim: None, since: None };
     assert!(check([entry(1, 1, used)], &expecting(&request.identity.digest())).is_err());
 }
 
@@ -139,7 +139,7 @@ fn a_disk_is_kept_for_what_is_offered_on_a_part_of_it() {
     ] {
         assert_eq!(shares_disk(&one, &two), expected, "{one:?} {two:?}");
         assert_eq!(shares_disk(&two, &one), expected, "{two:?} {one:?}");
-        let used = State::Used { pv: "p".into(), uid: "u".into(), claim: None };
+        let used = State::Used { pv: "p".into(), uid: "u".into(), claim: None, since: None };
         let elsewhere = Entry { identity: Arc::new(one), path: "/h/c/b".into(), ..entry(1, 1, used) };
         assert_eq!(check([elsewhere], &request(&Arc::new(two.clone()))).is_err(), expected, "{two:?}");
     }

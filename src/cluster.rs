@@ -154,6 +154,26 @@ impl Cluster {
     }
 
     async fn call<T>(&self, verb: &'static str, call: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+        self.timed_call(verb, call).await.0
+    }
+
+    /// A call of the two kinds that the Go provisioner counts: to make a PV (`create`), and
+    /// to delete one (`delete`).
+    async fn counted_call<T>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ApiError> {
+        let (result, took) = self.timed_call(method, call).await;
+        self.metrics.contract.requested(method, result.is_err(), took);
+        result
+    }
+
+    async fn timed_call<T>(
+        &self,
+        verb: &'static str,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> (Result<T, ApiError>, Duration) {
         let _permit = self.calls.acquire().await.expect("the semaphore is never closed");
         let start = Instant::now();
         let result = match tokio::time::timeout(DEADLINE, call).await {
@@ -161,8 +181,9 @@ impl Cluster {
             Err(_) => Err(ApiError::Unknown(format!("none within {} s", DEADLINE.as_secs()))),
         };
         let outcome = result.as_ref().map_or_else(ApiError::outcome, |_| "success");
-        self.metrics.api_request(verb, outcome, start.elapsed());
-        result
+        let took = start.elapsed();
+        self.metrics.api_request(verb, outcome, took);
+        (result, took)
     }
 
     /// One page of all PVs of the cluster, with the token of the next.
@@ -189,7 +210,7 @@ impl Cluster {
     /// See [`ApiError`].
     pub async fn create(&self, volume: &Volume) -> Result<PersistentVolume, ApiError> {
         let (params, pv) = (PostParams::default(), pv::encode(volume));
-        self.call("create", self.pvs.create(&params, &pv)).await
+        self.counted_call("create", self.pvs.create(&params, &pv)).await
     }
 
     /// Puts our label and what is known of its volume on a PV, if it still is the one with
@@ -315,7 +336,7 @@ impl Cluster {
     async fn delete(&self, pv: &Seen) -> Result<Option<PersistentVolume>, ApiError> {
         let params = DeleteParams::default()
             .preconditions(Preconditions { uid: Some(pv.uid.clone()), resource_version: Some(pv.version.clone()) });
-        Ok(self.call("delete", self.pvs.delete(&pv.name, &params)).await?.left())
+        Ok(self.counted_call("delete", self.pvs.delete(&pv.name, &params)).await?.left())
     }
 
     /// Records an Event.

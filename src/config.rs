@@ -3,19 +3,30 @@
 //! sig-storage-local-static-provisioner, so that its ConfigMaps are read unchanged.
 //! Each key arrives as a file of its own (a projected ConfigMap volume).
 
+mod class;
+mod duration;
+mod fit;
+mod keys;
+mod neighbours;
+mod problem;
+mod scalar;
 mod wipe;
+pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use crate::method::WipeRules;
 use crate::pattern::NamePattern;
 use crate::volume::{AccessMode, VolumeMode};
 
+use fit::{Data, Fitter, Value};
+use keys::CLASSES;
+
+pub use keys::known as known_keys;
+pub use problem::{ConfigError, Place, Problem, Severity};
 pub use wipe::DirtyPolicy;
 
 /// What to discover and how to publish it.
@@ -91,96 +102,42 @@ impl Class {
     }
 }
 
-/// Why a ConfigMap can't be used: which key, and what is wrong with it.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// No `storageClassMap`, or an empty one.
-    #[error("the key storageClassMap is missing or empty: name at least one class with hostDir and mountDir")]
-    NoClasses,
-    /// The value of a key is not the YAML that it should be.
-    #[error("the key {key} can't be read: {problem}")]
-    Syntax {
-        /// Key of the ConfigMap.
-        key: &'static str,
-        /// The parser's words, with line and column.
-        problem: String,
-    },
-    /// A value has the right form but no usable meaning.
-    #[error("{place}: {problem}")]
-    Value {
-        /// Where, such as `storageClassMap.fast.volumeMode`.
-        place: String,
-        /// What is wrong and what is expected.
-        problem: String,
-    },
+/// A ConfigMap that can be used, and what is odd about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    /// What it says.
+    pub config: Config,
+    /// What may not be meant, in the order of the text; none is an error.
+    pub warnings: Vec<Problem>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawClass {
-    host_dir: Option<String>,
-    mount_dir: Option<String>,
-    volume_mode: Option<String>,
-    access_mode: Option<String>,
-    fs_type: Option<String>,
-    name_pattern: Option<String>,
-    block_cleaner_command: Option<Vec<String>>,
-    selector: Option<Vec<NodeSelectorTerm>>,
-    wipe: Option<wipe::RawWipe>,
-    wipe_after: Option<String>,
-    dirty: Option<String>,
-}
+/// How often everything is looked at again, when nothing is said of it.
+const RESYNC: Duration = Duration::from_secs(300);
 
 impl Config {
-    /// Reads the files of a ConfigMap: key to text. Unknown keys are ignored.
+    /// Reads the files of a ConfigMap: key to text. What is only odd is not told:
+    /// [`Config::read`] does.
     ///
     /// # Errors
-    /// The first value that can't be used, with its place.
+    /// All that is wrong, with its place.
     pub fn parse(files: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
-        let raw: BTreeMap<String, RawClass> = value(files, "storageClassMap")?.ok_or(ConfigError::NoClasses)?;
-        if raw.is_empty() {
-            return Err(ConfigError::NoClasses);
+        Self::read(files).map(|parsed| parsed.config)
+    }
+
+    /// Reads the files of a ConfigMap: key to text.
+    ///
+    /// # Errors
+    /// All that is wrong or odd, with its place.
+    pub fn read(files: &BTreeMap<String, String>) -> Result<Parsed, ConfigError> {
+        let mut fitter = Fitter::default();
+        let values = values(&mut fitter, files);
+        let config = config(&mut fitter, &values);
+        let mut problems = fitter.problems;
+        problems.sort();
+        match config {
+            Some(config) if !problems.iter().any(Problem::is_error) => Ok(Parsed { config, warnings: problems }),
+            _ => Err(ConfigError { problems }),
         }
-        if value(files, "useAlphaAPI")?.unwrap_or(false) {
-            return Err(ConfigError::Value {
-                place: "useAlphaAPI".to_owned(),
-                problem: "the alpha form of node affinity ended with Kubernetes 1.10; remove the key".to_owned(),
-            });
-        }
-        let classes = raw.into_iter().map(|(name, raw)| class(name, raw)).collect::<Result<_, _>>()?;
-        Ok(Self {
-            classes,
-            node_labels: value(files, "nodeLabelsForPV")?.unwrap_or_default(),
-            labels: value::<BTreeMap<String, Option<String>>>(files, "labelsForPV")?
-                .unwrap_or_default()
-                .into_iter()
-                .map(|(key, value)| (key, value.unwrap_or_default()))
-                .collect(),
-            use_node_name_only: value(files, "useNodeNameOnly")?.unwrap_or(false),
-            set_pv_owner_ref: value(files, "setPVOwnerRef")?.unwrap_or(false),
-            resync: value::<String>(files, "minResyncPeriod")?
-                .map_or(Ok(Duration::from_secs(300)), |text| period("minResyncPeriod", &text))?,
-            max_parallel_wipes: match value::<usize>(files, "maxParallelWipes")?.unwrap_or(4) {
-                0 => {
-                    return Err(ConfigError::Value {
-                        place: "maxParallelWipes".to_owned(),
-                        problem: "with 0, nothing would ever be wiped; to hold wipes, annotate the Node with \
-                                  mooring.dev/hold"
-                            .to_owned(),
-                    });
-                }
-                wipes => wipes,
-            },
-            withdraw_after: value::<String>(files, "withdrawAfter")?
-                .map_or(Ok(Duration::from_secs(30)), |text| duration("withdrawAfter", &text))?,
-            use_job_for_cleaning: value(files, "useJobForCleaning")?.unwrap_or(false),
-            job_tolerations: value(files, "jobTolerations")?.unwrap_or_default(),
-            start_up_taint: value::<bool>(files, "removeNodeNotReadyTaint")?
-                .unwrap_or(false)
-                .then(|| value::<String>(files, "provisionerNotReadyNodeTaintKey"))
-                .transpose()?
-                .flatten(),
-        })
     }
 
     /// The class of that name.
@@ -196,199 +153,186 @@ impl Config {
     }
 }
 
-/// The value of a key; an absent one, an empty one and `null` are the same. Where a map
-/// has a key twice, the last one counts.
-fn value<T: DeserializeOwned>(files: &BTreeMap<String, String>, key: &'static str) -> Result<Option<T>, ConfigError> {
-    let Some(text) = files.get(key).filter(|text| !text.trim().is_empty()) else { return Ok(None) };
-    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::LastWins };
-    serde_saphyr::from_str_with_options(text, options)
-        .map_err(|error| ConfigError::Syntax { key, problem: error.to_string() })
+/// Whether YAML takes text without quotes and tag for text: not for a number, a truth
+/// value, or nothing.
+#[must_use]
+pub fn is_text(text: &str) -> bool {
+    matches!(scalar::resolve(None, text, true), Ok(scalar::Scalar::Text(_)))
 }
 
-/// A duration above zero.
-fn period(place: &str, text: &str) -> Result<Duration, ConfigError> {
-    match duration(place, text)? {
-        Duration::ZERO => Err(ConfigError::Value {
-            place: place.to_owned(),
-            problem: format!("{text:?} is no positive duration such as 5m or 1h30m"),
-        }),
-        period => Ok(period),
-    }
-}
-
-fn duration(place: &str, text: &str) -> Result<Duration, ConfigError> {
-    let parsed: Option<jiff::SignedDuration> = text.parse().ok();
-    // Go writes no time as "0", without a unit.
-    let parsed = if text == "0" { Some(jiff::SignedDuration::ZERO) } else { parsed };
-    parsed.filter(|duration| !duration.is_negative()).map(jiff::SignedDuration::unsigned_abs).ok_or_else(|| {
-        ConfigError::Value { place: place.to_owned(), problem: format!("{text:?} is no duration such as 30s or 1h30m") }
-    })
-}
-
-fn class(name: String, raw: RawClass) -> Result<Class, ConfigError> {
-    let wrong =
-        |field: &str, problem: String| ConfigError::Value { place: format!("storageClassMap.{name}.{field}"), problem };
-    let unknown =
-        |field: &str, text: &str, expected: &str| wrong(field, format!("{text:?} is unknown; expected {expected}"));
-    let host_dir = directory(raw.host_dir).map_err(|problem| wrong("hostDir", problem))?;
-    let mount_dir = directory(raw.mount_dir).map_err(|problem| wrong("mountDir", problem))?;
-    let mode = match text(raw.volume_mode) {
-        None => VolumeMode::default(),
-        Some(text) => VolumeMode::parse(&text).ok_or_else(|| unknown("volumeMode", &text, "Filesystem or Block"))?,
-    };
-    let access_mode = match text(raw.access_mode) {
-        None => AccessMode::default(),
-        Some(text) => AccessMode::parse(&text).ok_or_else(|| {
-            unknown("accessMode", &text, "ReadWriteOnce, ReadOnlyMany, ReadWriteMany or ReadWriteOncePod")
-        })?,
-    };
-    let pattern = match text(raw.name_pattern) {
-        None => NamePattern::default(),
-        Some(text) => NamePattern::parse(&text).map_err(|error| wrong("namePattern", error.to_string()))?,
-    };
-    if raw.block_cleaner_command.as_ref().is_some_and(Vec::is_empty) {
-        return Err(wrong(
-            "blockCleanerCommand",
-            "an empty list cleans nothing; name a command, or remove the key".to_owned(),
-        ));
-    }
-    let wipe = wipe::rules(raw.block_cleaner_command.as_deref(), raw.wipe);
-    Ok(Class {
-        wipe: wipe.map_err(|(field, problem)| wrong(field, problem))?,
-        wipe_after: match text(raw.wipe_after) {
-            None => Duration::ZERO,
-            Some(text) => duration(&format!("storageClassMap.{name}.wipeAfter"), &text)?,
-        },
-        dirty: match text(raw.dirty) {
-            None => DirtyPolicy::default(),
-            Some(text) => {
-                DirtyPolicy::parse(&text).ok_or_else(|| unknown("dirty", &text, "publish, quarantine or wipe"))?
+/// The values of the known keys, by their right spelling.
+fn values(fitter: &mut Fitter, files: &BTreeMap<String, String>) -> BTreeMap<&'static str, Value> {
+    let mut values = BTreeMap::new();
+    for (name, text) in files {
+        name.clone_into(&mut fitter.key);
+        let same = keys::KEYS.iter().find(|key| key.name == name);
+        let Some(key) = same.or_else(|| keys::KEYS.iter().find(|key| key.name.eq_ignore_ascii_case(name))) else {
+            let suggestion = problem::suggestion(name, keys::KEYS.iter().map(|key| key.name));
+            fitter.warn(None, format!("{name}: there is no such key, and it is ignored{suggestion}"));
+            continue;
+        };
+        if key.name != name {
+            fitter.warn(None, format!("{name}: the key is spelled {}", key.name));
+        }
+        let mut documents = match yaml::documents(text) {
+            Ok(documents) => documents.into_iter(),
+            Err(yaml::Fault { place, text }) => {
+                fitter.error(Some(place), format!("{}: {text}", key.name));
+                continue;
             }
-        },
-        host_dir,
-        mount_dir,
-        mode,
-        access_mode,
-        fs_type: text(raw.fs_type),
-        pattern,
-        selector: raw.selector.unwrap_or_default(),
-        name,
+        };
+        let Some(node) = documents.next() else { continue };
+        if let Some(second) = documents.next() {
+            fitter.error(Some(second.place), format!("{}: a second document begins; a key has one value", key.name));
+        }
+        if let Some(value) = fitter.fit(&node, &key.shape, key.name)
+            && values.insert(key.name, value).is_some()
+        {
+            fitter.warn(None, format!("{} is there in two spellings; this one counts", key.name));
+        }
+    }
+    values
+}
+
+/// The config, as far as its values can be used; what is wrong with them goes to `fitter`.
+fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option<Config> {
+    let flag = |key| values.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let classes = classes(fitter, values.get(CLASSES));
+    "useAlphaAPI".clone_into(&mut fitter.key);
+    if let Some(value) = values.get("useAlphaAPI").filter(|_| flag("useAlphaAPI")) {
+        let problem = "useAlphaAPI: the alpha form of node affinity ended with Kubernetes 1.10; remove the key";
+        fitter.error(Some(value.place), problem.to_owned());
+    }
+    let node_labels = node_labels(fitter, values.get("nodeLabelsForPV"));
+    let labels = labels(fitter, values.get("labelsForPV"));
+    let resync = resync(fitter, values.get("minResyncPeriod"));
+    let max_parallel_wipes = max_parallel_wipes(fitter, values.get("maxParallelWipes"));
+    let withdraw_after = withdraw_after(fitter, values.get("withdrawAfter"));
+    let start_up_taint = start_up_taint(fitter, values, flag("removeNodeNotReadyTaint"));
+    Some(Config {
+        classes: classes?,
+        node_labels,
+        labels,
+        use_node_name_only: flag("useNodeNameOnly"),
+        set_pv_owner_ref: flag("setPVOwnerRef"),
+        resync,
+        max_parallel_wipes: max_parallel_wipes?,
+        withdraw_after: withdraw_after?,
+        use_job_for_cleaning: flag("useJobForCleaning"),
+        job_tolerations: values
+            .get("jobTolerations")
+            .map(|value| value.elements().iter().map(Value::decode).collect())
+            .unwrap_or_default(),
+        start_up_taint,
     })
 }
 
-/// An absent and an empty string mean the same in the Go provisioner.
-fn text(value: Option<String>) -> Option<String> {
-    value.filter(|text| !text.is_empty())
+fn classes(fitter: &mut Fitter, value: Option<&Value>) -> Option<Vec<Class>> {
+    CLASSES.clone_into(&mut fitter.key);
+    let Some(Value { data: Data::Map(entries), .. }) = value else {
+        // What does not fit was told.
+        if !fitter.problems.iter().any(|problem| problem.is_error() && problem.key.eq_ignore_ascii_case(CLASSES)) {
+            fitter.error(None, no_classes());
+        }
+        return None;
+    };
+    if entries.is_empty() {
+        fitter.error(value.map(|value| value.place), no_classes());
+        return None;
+    }
+    let read = entries.iter().map(|(name, (at, entry))| (*at, class::read(fitter, name, *at, entry)));
+    let read: Vec<(Place, Option<Class>)> = read.collect();
+    let (places, classes): (Vec<Place>, Vec<Class>) =
+        read.into_iter().filter_map(|(at, class)| Some((at, class?))).unzip();
+    neighbours::check(fitter, &classes, &places);
+    Some(classes)
 }
 
-/// An absolute path without `.`, `..` and needless slashes.
-fn directory(value: Option<String>) -> Result<String, String> {
-    let path = text(value).ok_or("is missing; name an absolute path")?;
-    if !path.starts_with('/') || path.contains('\0') {
-        return Err(format!("{path:?} is no absolute path"));
+fn no_classes() -> String {
+    format!("the key {CLASSES} is missing or empty: name at least one class with hostDir and mountDir")
+}
+
+fn node_labels(fitter: &mut Fitter, value: Option<&Value>) -> Vec<String> {
+    "nodeLabelsForPV".clone_into(&mut fitter.key);
+    for label in value.map(Value::elements).unwrap_or_default() {
+        if let Some(problem) = class::label_problem(label.as_text().unwrap_or_default(), "") {
+            fitter.warn(Some(label.place), format!("nodeLabelsForPV: {problem}, and no Node has it"));
+        }
     }
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    if parts.contains(&"..") {
-        return Err(format!("{path:?} must not contain \"..\""));
+    value.map(Value::texts).unwrap_or_default()
+}
+
+fn labels(fitter: &mut Fitter, value: Option<&Value>) -> BTreeMap<String, String> {
+    "labelsForPV".clone_into(&mut fitter.key);
+    let Some(Value { data: Data::Map(entries), .. }) = value else { return BTreeMap::new() };
+    let labels = entries.iter().map(|(key, (at, value))| {
+        let text = value.as_text().unwrap_or_default();
+        if let Some(problem) = class::label_problem(key, text) {
+            fitter.error(Some(*at), format!("labelsForPV: {problem}"));
+        }
+        (key.clone(), text.to_owned())
+    });
+    labels.collect()
+}
+
+/// The Go provisioner runs with zero and less, and then never looks again without a cause.
+fn resync(fitter: &mut Fitter, value: Option<&Value>) -> Duration {
+    "minResyncPeriod".clone_into(&mut fitter.key);
+    let Some((value, text)) = value.and_then(|value| Some((value, value.as_text()?))) else { return RESYNC };
+    match duration::parse(text) {
+        Ok(Duration::ZERO) | Err(duration::DurationError::Negative) => {
+            let problem = format!("minResyncPeriod: {text:?} is no positive duration; 5m is used");
+            fitter.warn(Some(value.place), problem);
+            RESYNC
+        }
+        Ok(period) => period,
+        Err(error) => {
+            let problem = class::duration_problem(text, error);
+            fitter.error(Some(value.place), format!("minResyncPeriod: {problem}"));
+            RESYNC
+        }
     }
-    if parts.is_empty() {
-        return Err("the root directory can't be a discovery directory".to_owned());
+}
+
+fn max_parallel_wipes(fitter: &mut Fitter, value: Option<&Value>) -> Option<usize> {
+    "maxParallelWipes".clone_into(&mut fitter.key);
+    let Some((value, wipes)) = value.and_then(|value| Some((value, value.as_int()?))) else { return Some(4) };
+    let problem = match usize::try_from(wipes) {
+        Ok(0) => "with 0, nothing would ever be wiped; to hold wipes, annotate the Node with mooring.dev/hold",
+        Ok(wipes) => return Some(wipes),
+        Err(_) => "it is below zero; expected a number such as 4",
+    };
+    fitter.error(Some(value.place), format!("maxParallelWipes: {problem}"));
+    None
+}
+
+fn withdraw_after(fitter: &mut Fitter, value: Option<&Value>) -> Option<Duration> {
+    "withdrawAfter".clone_into(&mut fitter.key);
+    match value.and_then(|value| Some((value, value.as_text()?))) {
+        None => Some(Duration::from_secs(30)),
+        Some((value, text)) => {
+            let note = |error| {
+                let problem = class::duration_problem(text, error);
+                fitter.error(Some(value.place), format!("withdrawAfter: {problem}"));
+            };
+            duration::parse(text).map_err(note).ok()
+        }
     }
-    Ok(format!("/{}", parts.join("/")))
+}
+
+fn start_up_taint(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>, is_removed: bool) -> Option<String> {
+    "removeNodeNotReadyTaint".clone_into(&mut fitter.key);
+    let key = values.get("provisionerNotReadyNodeTaintKey").and_then(Value::as_text);
+    if is_removed && key.is_none() {
+        let place = values.get("removeNodeNotReadyTaint").map(|value| value.place);
+        let problem = "removeNodeNotReadyTaint: no taint is removed; name its key by provisionerNotReadyNodeTaintKey";
+        fitter.warn(place, problem.to_owned());
+    }
+    key.filter(|_| is_removed).map(str::to_owned)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn files(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())).collect()
-    }
-
-    fn one_class(entry: &str) -> Result<Config, ConfigError> {
-        Config::parse(&files(&[("storageClassMap", &format!("fast: {entry}"))]))
-    }
-
-    #[test]
-    fn a_full_configmap_is_read() {
-        let config = Config::parse(&files(&[
-            (
-                "storageClassMap",
-                "ssd:\n   hostDir: /mnt/ssd/\n   mountDir: /in//pod/./ssd\n   blockCleanerCommand:\n     - /scripts/shred.sh\n     - \"2\"\n   volumeMode: Block\n   accessMode: ReadWriteOncePod\n   fsType: xfs\n   namePattern: nvme*,sd?\nhdd: {hostDir: /mnt/hdd, mountDir: /mnt/hdd}\n",
-            ),
-            ("nodeLabelsForPV", "- zone\n- rack\n"),
-            ("labelsForPV", "env: prod\n"),
-            ("useNodeNameOnly", "yes"),
-            ("setPVOwnerRef", "\"true\""),
-            ("minResyncPeriod", "\"7m30s\"\n"),
-            ("somethingElse", "{{{"),
-        ]))
-        .expect("the ConfigMap is valid");
-        assert_eq!(config.classes.iter().map(|class| class.name.as_str()).collect::<Vec<_>>(), ["hdd", "ssd"]);
-        let ssd = config.class("ssd").expect("the class is there");
-        assert_eq!((ssd.host_dir.as_str(), ssd.mount_dir.as_str()), ("/mnt/ssd", "/in/pod/ssd"));
-        assert_eq!((ssd.mode, ssd.access_mode), (VolumeMode::Block, AccessMode::ReadWriteOncePod));
-        assert!(ssd.pattern.matches("sda") && !ssd.pattern.matches("sda1"));
-        assert_eq!(config.node_labels, ["zone", "rack"]);
-        assert!(config.use_node_name_only && config.set_pv_owner_ref);
-        assert_eq!(config.resync, Duration::from_secs(450));
-    }
-
-    #[test]
-    fn what_is_empty_null_or_given_twice_is_read_as_in_go() {
-        let config = Config::parse(&files(&[
-            ("storageClassMap", "a: {hostDir: /a, mountDir: /a}\na: {hostDir: /b, mountDir: /b, fsType: null}\n"),
-            ("useNodeNameOnly", "# not set\n"),
-            ("setPVOwnerRef", "null"),
-            ("labelsForPV", "a:\nb: x\n"),
-            ("nodeLabelsForPV", "[]"),
-            ("minResyncPeriod", "# not set"),
-        ]))
-        .expect("the ConfigMap is valid");
-        assert_eq!((config.classes.len(), config.classes[0].host_dir.as_str()), (1, "/b"));
-        assert!(!config.use_node_name_only && !config.set_pv_owner_ref);
-        assert_eq!((config.labels["a"].as_str(), config.labels["b"].as_str()), ("", "x"));
-        assert_eq!(config.resync, Duration::from_secs(300));
-    }
-
-    #[test]
-    fn a_period_is_a_positive_duration() {
-        for (text, seconds) in [("5m", Some(300)), ("1h30m", Some(5_400)), ("5m0s", Some(300)), ("90s", Some(90))] {
-            assert_eq!(period("minResyncPeriod", text).ok().map(|period| period.as_secs()), seconds, "{text}");
-        }
-        for text in ["", "0s", "-5m", "5m-10m", "5", "99999999999999999h", "soon"] {
-            assert!(period("minResyncPeriod", text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_bad_value_is_named_with_its_place() {
-        for (entry, words) in [
-            ("{mountDir: /a}", "storageClassMap.fast.hostDir: is missing"),
-            ("{hostDir: a, mountDir: /a}", "no absolute path"),
-            ("{hostDir: /a/../etc, mountDir: /a}", "must not contain"),
-            ("{hostDir: /, mountDir: /a}", "root directory"),
-            ("{hostDir: /a, mountDir: /a, volumeMode: block}", "expected Filesystem or Block"),
-            ("{hostDir: /a, mountDir: /a, accessMode: RWO}", "expected ReadWriteOnce"),
-            ("{hostDir: /a, mountDir: /a, namePattern: \"[\"}", "is not closed"),
-            ("{hostDir: /a, mountDir: /a, blockCleanerCommand: []}", "cleans nothing"),
-            ("[1]", "the key storageClassMap can't be read"),
-        ] {
-            let error = one_class(entry).expect_err(entry).to_string();
-            assert!(error.contains(words), "{entry}: {error}");
-        }
-        assert!(matches!(Config::parse(&files(&[])), Err(ConfigError::NoClasses)));
-    }
-
-    #[test]
-    fn only_first_level_entries_belong_to_a_class() {
-        let config = one_class("{hostDir: /mnt/disks/, mountDir: /x}").expect("the class is valid");
-        let class = &config.classes[0];
-        assert_eq!(class.entry_of(&class.host_path("a b")), Some("a b"));
-        for path in
-            ["/mnt/disks", "/mnt/disks/", "/mnt/disks/a/b", "/mnt/disks2/a", "/mnt/disks/..", "/mnt/disks/.", "a"]
-        {
-            assert_eq!(class.entry_of(path), None, "{path}");
-        }
-    }
-}
+mod go_tests;
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -33,8 +33,9 @@ use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
 use crate::pv::{self, Decoded};
+use crate::report::Totals;
 use crate::state_dir::StateDir;
-use crate::verdict::Verdict;
+use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
 use act::{Done, Jobs, Tools};
 use books::Books;
@@ -271,6 +272,7 @@ impl Controller {
                 }
             }
         }
+        self.memory.note_look(snapshot.began);
         self.findings = discovery::discover(&self.config, &snapshot);
         self.unseen = discovery::unseen(&self.config, &snapshot);
         if self.snapshot.is_none() {
@@ -392,6 +394,7 @@ impl Controller {
             clock: jiff::Timestamp::now(),
             random: self.random,
         });
+        self.memory.decided();
         self.memory.note_missing(plan.missing, now);
         self.memory.note_wanted(plan.wanted, now);
         self.memory.note_mass_release(plan.mass_release, now);
@@ -403,8 +406,8 @@ impl Controller {
         self.wake_at = plan.wake_at;
         self.queue.extend(plan.actions.into_iter().inspect(|action| {
             self.memory.begin(action.pv());
-            if matches!(action, Action::Create(_)) {
-                self.memory.begin_offering(action.pv());
+            if let Action::Create(creation) = action {
+                self.memory.begin_offering(action.pv(), creation.found_at);
             }
         }));
         self.view.send_modify(|view| {
@@ -415,6 +418,9 @@ impl Controller {
             let (owned, events) = (self.cache.owned(), &self.tools.events);
             self.teller.tell_busy(&plan.entries, owned, &self.node_name, events);
             let changed = view.status.update(plan.entries);
+            view.status.count(Totals::of(owned.values(), &self.config, &self.memory));
+            let mismatches = changed.iter().filter(|entry| entry.verdict.reason == Reason::IdentityChanged);
+            self.tools.metrics.identity_mismatches.inc_by(mismatches.count() as u64);
             self.teller.tell(&changed, owned, &self.node_name, events);
         });
         self.decision_rest = (now.elapsed() * DECISION_REST.0).clamp(DECISION_REST.1, DECISION_REST.2);

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::config::{Class, Config};
 use crate::identity::{DeviceNumber, Identity};
@@ -16,6 +17,8 @@ use crate::volume::{Capacity, VolumeMode};
 pub struct Snapshot {
     /// One listing for each configured directory.
     pub directories: BTreeMap<String, Listing>,
+    /// When the look at them began.
+    pub began: Option<Instant>,
 }
 
 /// One discovery directory.
@@ -220,7 +223,8 @@ mod tests {
         let config =
             Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map)])).expect("the config is valid");
         let entry = Entry { name: OsString::from_vec(name.to_vec()), observed };
-        let snapshot = Snapshot { directories: BTreeMap::from([("/m".to_owned(), Listing::Entries(vec![entry]))]) };
+        let snapshot =
+            Snapshot { directories: BTreeMap::from([("/m".to_owned(), Listing::Entries(vec![entry]))]), began: None };
         let mut findings = discover(&config, &snapshot);
         assert_eq!(findings.len(), 1);
         findings.remove(0)

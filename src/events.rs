@@ -14,7 +14,8 @@ use tracing::{debug, warn};
 use crate::cluster::{ApiError, Cluster};
 use crate::deleter::{Receipt, WipeError};
 use crate::plan::Target;
-use crate::pv::Claim;
+use crate::pv::{Claim, OwnedPv};
+use crate::volume::ReclaimPolicy;
 
 /// Events that wait to be sent; with more, the newest are dropped.
 const QUEUE: usize = 256;
@@ -28,6 +29,10 @@ const VOLUME_DELETE: &str = "VolumeDelete";
 const VOLUME_FAILED_DELETE: &str = "VolumeFailedDelete";
 /// A volume is wiped and verified.
 const VOLUME_WIPED: &str = "VolumeWiped";
+/// A PV's reclaim policy is Recycle; the Go provisioner's word.
+const VOLUME_UNSUPPORTED_RECLAIM_POLICY: &str = "VolumeUnsupportedReclaimPolicy";
+/// A PV's reclaim policy is none that is known; the Go provisioner's word.
+const VOLUME_UNKNOWN_RECLAIM_POLICY: &str = "VolumeUnknownReclaimPolicy";
 /// An admin's word was taken off a PV.
 pub const WORD_IGNORED: &str = "WordIgnored";
 /// Most volumes of the node were released at once.
@@ -36,8 +41,16 @@ pub const MASS_RELEASE: &str = "MassRelease";
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 6] =
-    [VOLUME_DELETE, VOLUME_FAILED_DELETE, VOLUME_WIPED, WORD_IGNORED, MASS_RELEASE, LEDGER_NOT_WRITABLE];
+pub const REASONS: [&str; 8] = [
+    VOLUME_DELETE,
+    VOLUME_FAILED_DELETE,
+    VOLUME_WIPED,
+    VOLUME_UNSUPPORTED_RECLAIM_POLICY,
+    VOLUME_UNKNOWN_RECLAIM_POLICY,
+    WORD_IGNORED,
+    MASS_RELEASE,
+    LEDGER_NOT_WRITABLE,
+];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";
 
@@ -70,6 +83,14 @@ impl Event {
     #[must_use]
     pub fn warning(about: About, reason: &'static str, note: impl Into<String>) -> Self {
         Self { about, warning: true, reason, note: note.into() }
+    }
+
+    /// A PV whose claim is gone has a reclaim policy that local volumes don't have.
+    #[must_use]
+    pub fn unsupported_policy(pv: &OwnedPv, note: String) -> Self {
+        let known = pv.reclaim_policy == ReclaimPolicy::Recycle;
+        let reason = if known { VOLUME_UNSUPPORTED_RECLAIM_POLICY } else { VOLUME_UNKNOWN_RECLAIM_POLICY };
+        Self::warning(About::Pv(pv.name.clone(), pv.uid.clone()), reason, note)
     }
 
     /// The wipe of a volume begins.

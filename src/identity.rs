@@ -10,7 +10,7 @@ mod number;
 
 use serde::{Deserialize, Serialize};
 
-use crate::volume::fnv1a_64;
+use crate::volume::{VolumeMode, fnv1a_64};
 
 pub use compare::Comparison;
 pub use number::{DeviceNumber, Uuid};
@@ -134,6 +134,12 @@ impl Identity {
     #[must_use]
     pub fn is_device(&self) -> bool {
         matches!(self, Self::Device(_))
+    }
+
+    /// The mode of what it is, whatever its PV says.
+    #[must_use]
+    pub fn mode(&self) -> VolumeMode {
+        if self.is_device() { VolumeMode::Block } else { VolumeMode::Filesystem }
     }
 
     /// Number of the device, or of the filesystem.

@@ -112,6 +112,9 @@ pub enum State {
         /// The claim, when it was seen.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         claim: Option<Claim>,
+        /// When the PV's phase became what it was then, in seconds since 1970.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        since: Option<i64>,
     },
     /// Its wipe has begun.
     Wiping {

@@ -22,8 +22,8 @@ fn states() -> Vec<State> {
         State::Clean,
         State::Offered { pv: pv.clone(), uid: None, since: None },
         State::Offered { pv: pv.clone(), uid: Some(uid.clone()), since: Some(7) },
-        State::Used { pv: pv.clone(), uid: uid.clone(), claim: None },
-        State::Used { pv: pv.clone(), uid: uid.clone(), claim: Some(claim()) },
+        State::Used { pv: pv.clone(), uid: uid.clone(), claim: None, since: None },
+        State::Used { pv: pv.clone(), uid: uid.clone(), claim: Some(claim()), since: None },
         State::Wiping { pv, uid, claim: Some(claim()), method: "zero".into(), cursor },
         State::Quarantined { reason: "why".into(), pv: "pv".into(), claim: None },
         State::Retired { reason: "why".into() },
@@ -72,7 +72,7 @@ fn a_file_of_a_newer_program_is_refused_in_words_and_garbage_is_none() {
 
 #[test]
 fn a_volume_is_found_by_its_identity_and_the_least_clean_entry_counts() {
-    let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None };
+    let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None, since: None };
     let ledger = Ledger::new([entry(1, 1, State::Clean), entry(2, 2, used.clone()), entry(3, 2, State::Clean)], 0);
     let found = |minor| match ledger.find(&disk(minor, 9).identity, "/h/c/b") {
         Found::One(entry) => Some(entry.id.0),
@@ -84,7 +84,7 @@ fn a_volume_is_found_by_its_identity_and_the_least_clean_entry_counts() {
 
 #[test]
 fn an_entry_that_changes_is_found_by_its_new_keys_only() {
-    let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None };
+    let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None, since: None };
     let mut ledger = Ledger::new([entry(1, 1, used)], 0);
     ledger.insert(entry(1, 2, State::Clean));
     assert_eq!(ledger.find(&disk(1, 1).identity, "/h/c/b"), Found::None);
@@ -109,7 +109,7 @@ fn only_what_nobody_can_have_used_is_free() {
 
 #[test]
 fn an_entry_for_the_path_may_be_about_a_volume_that_can_not_be_told_apart() {
-    let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None };
+    let used = State::Used { pv: "pv".into(), uid: "uid".into(), claim: None, since: None };
     let mut before_the_boot = entry(1, 1, used);
     before_the_boot.identity = mount(3, 1).identity;
     let ledger = Ledger::new([before_the_boot], 0);

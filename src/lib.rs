@@ -27,10 +27,10 @@ mod testing;
 pub mod report;
 
 // The imperative shell.
-pub mod metrics;
 pub mod state_dir;
 pub mod node;
 pub mod deleter;
+pub mod metrics;
 pub mod cluster;
 pub mod events;
 pub mod cache;

@@ -14,7 +14,7 @@ use mooring::admin::{self, View};
 use mooring::cleanup_job::Site;
 use mooring::cli;
 use mooring::cluster::Cluster;
-use mooring::config::Config;
+use mooring::config::{Config, Parsed};
 use mooring::controller::{Controller, Parts};
 use mooring::events::Events;
 use mooring::ledger::Ledger;
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
     let args = match cli.command {
         Command::Agent(args) => args,
         Command::Wipe(args) => return wipe(args),
+        Command::CheckConfig(args) => return cli::check_config::run(&args.options()).into(),
     };
     ioctl::keep_heap_small();
     start_logging(&args);
@@ -149,9 +150,14 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
 async fn read_config(directory: &Path, view: &watch::Sender<View>) -> Config {
     let mut told = String::new();
     loop {
-        let parsed = config_files(directory).and_then(|files| Ok(Config::parse(&files)?));
+        let parsed = config_files(directory).and_then(|files| Ok(Config::read(&files)?));
         match parsed {
-            Ok(config) => return config,
+            Ok(Parsed { config, warnings }) => {
+                for warning in warnings {
+                    warn!(%warning, "The config may not do what is meant");
+                }
+                return config;
+            }
             Err(error) => {
                 let problem = format!("{error:#}");
                 if problem != told {

@@ -23,8 +23,10 @@ const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 pub struct Memory {
     /// Work under way; nothing else is begun for these.
     pub in_flight: HashSet<String>,
-    /// PVs that were asked for and have not been seen yet.
-    offering: HashSet<String>,
+    /// PVs that were asked for and have not been seen yet, with when their volumes were found.
+    offering: HashMap<String, Instant>,
+    /// When the first look began upon which nothing was decided yet.
+    looked_at: Option<Instant>,
     setbacks: HashMap<String, Setback>,
     missing: HashMap<String, Instant>,
     wanted: HashMap<String, Instant>,
@@ -66,15 +68,39 @@ impl Memory {
         self.in_flight.insert(pv.to_owned());
     }
 
-    /// The PV is about to be made.
-    pub fn begin_offering(&mut self, pv: &str) {
-        self.offering.insert(pv.to_owned());
+    /// The PV is about to be made, for a volume that was found at that time.
+    pub fn begin_offering(&mut self, pv: &str, found_at: Instant) {
+        self.offering.insert(pv.to_owned(), found_at);
+    }
+
+    /// When the volume was found for which the PV is to be made: the last look that brought
+    /// something new, or the one before something went wrong with the PV.
+    #[must_use]
+    pub fn found_at(&self, pv: &str) -> Option<Instant> {
+        let first = self.offering.get(pv).copied().filter(|_| self.setbacks.contains_key(pv));
+        first.or(self.looked_at)
+    }
+
+    /// A look that began at that time has brought something new.
+    pub fn note_look(&mut self, began: Option<Instant>) {
+        self.looked_at = self.looked_at.or(began);
+    }
+
+    /// What the look has brought is decided upon. In a silence nothing is begun for it.
+    pub fn decided(&mut self) {
+        self.looked_at = self.looked_at.filter(|_| self.is_silent());
+    }
+
+    /// Whether a PV is being made just now.
+    #[must_use]
+    pub fn is_making_any(&self) -> bool {
+        self.offering.keys().any(|pv| self.in_flight.contains(pv))
     }
 
     /// Whether this process has asked for the PV, and has not seen it since.
     #[must_use]
     pub fn is_offering(&self, pv: &str) -> bool {
-        self.offering.contains(pv)
+        self.offering.contains_key(pv)
     }
 
     /// The PV was seen.

@@ -51,6 +51,12 @@ impl NamePattern {
         let name: Vec<char> = name.chars().collect();
         self.globs.iter().any(|glob| matches(glob, &name))
     }
+
+    /// Whether some name matches both.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.globs.iter().any(|one| other.globs.iter().any(|another| overlap(one, another)))
+    }
 }
 
 impl Default for NamePattern {
@@ -125,7 +131,43 @@ fn matches(glob: &[Token], name: &[char]) -> bool {
     glob[g..].iter().all(|token| *token == Token::Star)
 }
 
+/// Whether a name matches both globs: from the end, which rests of one can match the same
+/// as which rests of the other.
+fn overlap(one: &[Token], other: &[Token]) -> bool {
+    // `below[j]`: the rest of `one` after the token looked at, and `other[j..]`.
+    let mut below: Vec<bool> = Vec::new();
+    for i in (0..=one.len()).rev() {
+        let mut row = vec![false; other.len() + 1];
+        for j in (0..=other.len()).rev() {
+            row[j] = match (one.get(i), other.get(j)) {
+                (None, None) => true,
+                (Some(Token::Star), rest) => below[j] || (rest.is_some() && row[j + 1]),
+                (rest, Some(Token::Star)) => row[j + 1] || (rest.is_some() && below[j]),
+                (Some(a), Some(b)) => a.meets(b) && below[j + 1],
+                _ => false,
+            };
+        }
+        below = row;
+    }
+    below[0]
+}
+
 impl Token {
+    /// Whether a character is accepted by both. The ranges' ends, and what stands next to
+    /// them, are all there is to try: between them nothing changes.
+    fn meets(&self, other: &Self) -> bool {
+        let edges = |token: &Self| match token {
+            Self::Star | Self::Any => vec!['a'],
+            Self::Literal(c) => vec![*c],
+            Self::Class { ranges, .. } => ranges
+                .iter()
+                .flat_map(|(low, high)| [*low, *high, step(*low, false), step(*high, true)])
+                .chain(['a'])
+                .collect(),
+        };
+        edges(self).into_iter().chain(edges(other)).any(|c| self.accepts(c) && other.accepts(c))
+    }
+
     fn accepts(&self, c: char) -> bool {
         match self {
             Self::Star => false,
@@ -138,9 +180,40 @@ impl Token {
     }
 }
 
+/// The character before or after, but for those that no name has.
+fn step(c: char, up: bool) -> char {
+    let next = if up { u32::from(c) + 1 } else { u32::from(c).wrapping_sub(1) };
+    char::from_u32(next).filter(|c| *c != '/').unwrap_or(c)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn globs_overlap_when_a_name_matches_both() {
+        for (one, other, expected) in [
+            ("*", "nvme*", true),
+            ("nvme*", "nvme*", true),
+            ("nvme*", "*1", true),
+            ("nvme*", "sd*", false),
+            ("disk-?", "disk-[0-9]", true),
+            ("disk-[a-c]", "disk-[^a-c]", false),
+            ("[a-c]", "[^b]", true),
+            ("a*b", "a?c", false),
+            ("a*b*c", "*x*", true),
+            ("a,b", "c,b", true),
+            ("", "*", true),
+            ("", "?", false),
+            ("ab", "a", false),
+            ("[!-0]", "[.-0]", true),
+        ] {
+            for (one, other) in [(one, other), (other, one)] {
+                let parse = |text| NamePattern::parse(text).expect("the pattern is valid");
+                assert_eq!(parse(one).overlaps(&parse(other)), expected, "{one} and {other}");
+            }
+        }
+    }
 
     /// Cases from the table of Go's `path/filepath` tests.
     #[test]

@@ -27,7 +27,7 @@ use crate::ledger::{Entry, Ledger, State};
 use crate::memory::Memory;
 use crate::method::WipeRules;
 use crate::pv::{OwnedPv, Phase, Seen, Volume};
-use crate::reclaim::Unclaimed;
+use crate::reclaim::{Begun, Unclaimed};
 use crate::verdict::{Reason, Verdict};
 use crate::volume::{Capacity, NodeFacts, StorageClassFacts};
 
@@ -165,6 +165,8 @@ pub struct Creation {
     pub target: Target,
     /// What the ledger is to say again if the PV is certainly not made.
     pub before: Option<State>,
+    /// When the volume was found.
+    pub found_at: Instant,
 }
 
 /// A PV to be adopted, or whose volume has been accepted as the right one.
@@ -204,6 +206,8 @@ pub struct Target {
     pub pv: String,
     /// UID of the PV.
     pub uid: String,
+    /// UID of the claim whose data is to be wiped; empty where there is none.
+    pub claim: Box<str>,
     /// The discovery directory as this process sees it.
     pub mount_dir: String,
     /// Name of the entry in it.
@@ -240,6 +244,14 @@ pub struct ByJob {
     pub host_dir: String,
     /// What the pods tolerate.
     pub tolerations: Vec<Toleration>,
+}
+
+impl Target {
+    /// What its reclaim is begun for.
+    #[must_use]
+    pub fn begun(&self) -> Begun<'_> {
+        Begun { uid: &self.uid, claim: &self.claim }
+    }
 }
 
 /// Decides.

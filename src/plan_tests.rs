@@ -109,7 +109,7 @@ fn released(owned: &mut OwnedPv) {
 
 fn used() -> State {
     let owned = testing::owned_pv("a", "c");
-    State::Used { pv: owned.name.into(), uid: owned.uid.into(), claim: Some(claim()) }
+    State::Used { pv: owned.name.into(), uid: owned.uid.into(), claim: Some(claim()), since: None }
 }
 
 fn created(action: Option<Action>) -> (Volume, Entry) {
@@ -161,7 +161,7 @@ fn a_pv_that_was_asked_for_and_not_seen_is_asked_for_again_by_the_same_process()
     let name = testing::owned_pv("a", "c").name;
     let offered = State::Offered { pv: name.as_str().into(), uid: None, since: None };
     let mut scene = scene().with_state(offered);
-    scene.memory.begin_offering(&name);
+    scene.memory.begin_offering(&name, scene.now);
     assert_eq!(created(scene.decides().0).0.claim, None);
     scene.memory.saw(&name);
     assert!(created(scene.decides().0).0.claim.is_some(), "it was there, and is gone");
@@ -234,6 +234,44 @@ fn the_ledger_follows_the_pv() {
 }
 
 #[test]
+fn an_available_pv_from_before_its_claim_is_withdrawn() {
+    let pv = testing::owned_pv("a", "c");
+    let used =
+        |since| State::Used { pv: pv.name.as_str().into(), uid: pv.uid.as_str().into(), claim: Some(claim()), since };
+    for (since, rolled_back) in [(Some(10_001), true), (Some(9_999), false), (None, false)] {
+        let scene = scene().with_state(used(since)).with_pv(|_| {});
+        let (action, verdict) = scene.decides();
+        match action {
+            Some(Action::Withdraw { entry, .. }) if rolled_back => {
+                assert_eq!(entry, None, "the ledger goes on as it is");
+            }
+            None if !rolled_back => {}
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(verdict.reason, if rolled_back { Reason::Dirty } else { Reason::Published });
+        assert_eq!(scene.plan().records, []);
+    }
+}
+
+#[test]
+fn a_pv_that_is_not_wiped_though_its_claim_is_gone_says_why() {
+    for (phase, policy, reason) in [
+        (Phase::Released, ReclaimPolicy::Retain, Reason::Published),
+        (Phase::Failed, ReclaimPolicy::Retain, Reason::Published),
+        (Phase::Released, ReclaimPolicy::Recycle, Reason::Refused),
+        (Phase::Failed, ReclaimPolicy::Recycle, Reason::Refused),
+        (Phase::Failed, ReclaimPolicy::Delete, Reason::Refused),
+    ] {
+        let scene = scene().with_pv(|owned| {
+            released(owned);
+            (owned.phase, owned.reclaim_policy) = (phase, policy.clone());
+        });
+        let (action, verdict) = scene.decides();
+        assert_eq!((action, verdict.reason), (None, reason), "{phase:?} {policy:?}: {verdict}");
+    }
+}
+
+#[test]
 fn a_released_volume_is_wiped_unless_it_is_held() {
     let (action, verdict) = scene().with_pv(released).decides();
     assert!(matches!(action, Some(Action::Reclaim(_))), "{action:?}");
@@ -287,14 +325,19 @@ fn a_released_pv_whose_claim_ref_was_changed_is_not_wiped_without_a_word() {
         pv: "pv".into(),
         uid: uid.as_str().into(),
         claim: Some(Claim { uid: uid_of_claim.into(), ..claim() }),
+        since: None,
     };
     for (last, word, wiped) in
         [("claim-uid", None, true), ("another", None, false), ("another", Some(Word::Wipe), true)]
     {
-        let scene = scene().with_state(used_by(last)).with_pv(|owned| {
+        let mut scene = scene().with_state(used_by(last)).with_pv(|owned| {
             released(owned);
             owned.word = word;
         });
+        // It stays so, whatever was noted of it.
+        for entry in scene.plan().records {
+            scene.ledger.insert(entry);
+        }
         let (action, verdict) = scene.decides();
         assert_eq!(matches!(action, Some(Action::Reclaim(_))), wiped, "{last}: {verdict}");
         assert_eq!(verdict.detail.contains("claimRef"), !wiped, "{verdict}");
@@ -533,7 +576,7 @@ fn a_volume_that_has_a_pv_under_another_name_gets_no_second_one() {
 
 #[test]
 fn a_claim_that_was_bound_to_another_pv_does_not_get_the_quarantined_one() {
-    let of = |pv: &str| State::Used { pv: pv.into(), uid: "u".into(), claim: Some(claim()) };
+    let of = |pv: &str| State::Used { pv: pv.into(), uid: "u".into(), claim: Some(claim()), since: None };
     let name = testing::owned_pv("a", "c").name;
     let (own, _) = created(scene().with_state(of(&name)).decides().0);
     assert_eq!(own.claim, Some(claim()));

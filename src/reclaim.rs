@@ -76,18 +76,33 @@ impl Unclaimed {
 #[must_use]
 pub fn is_wanted(pv: &OwnedPv) -> bool {
     let claim = pv.claim.as_ref().map(|claim| claim.uid.as_ref()).filter(|uid| !uid.is_empty());
-    let decided = pv.reclaiming.is_some() && pv.reclaiming.as_deref() == claim;
+    let decided = is_decided(pv);
     let asked = pv.word == Some(Word::Wipe);
     let by_policy = pv.reclaim_policy == ReclaimPolicy::Delete && pv.word.is_none();
     pv.phase == Phase::Released && claim.is_some() && (by_policy || asked || decided)
 }
 
-/// Decides the next step. `uid` is the PV that the reclaim began with, `verified`
-/// whether its volume has been wiped and verified under the fence.
+/// Whether the fence on the PV was put there for the claim that it names.
+fn is_decided(pv: &OwnedPv) -> bool {
+    pv.reclaiming.is_some() && pv.reclaiming.as_deref() == pv.claim.as_ref().map(|claim| claim.uid.as_ref())
+}
+
+/// What a reclaim was begun for.
+#[derive(Clone, Copy, Debug)]
+pub struct Begun<'a> {
+    /// UID of the PV.
+    pub uid: &'a str,
+    /// UID of the claim whose data is to be wiped.
+    pub claim: &'a str,
+}
+
+/// Decides the next step of what was begun. `verified`: the volume has been wiped and
+/// verified under the fence.
 #[must_use]
-pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
-    let Some(pv) = now.filter(|pv| pv.uid == uid) else { return Step::Gone };
-    let wanted = is_wanted(pv);
+pub fn next_step(now: Option<&OwnedPv>, begun: Begun<'_>, verified: bool) -> Step {
+    let Some(pv) = now.filter(|pv| pv.uid == begun.uid) else { return Step::Gone };
+    // A `claimRef` that names another claim since is about to make the PV Bound.
+    let wanted = is_wanted(pv) && pv.claim.as_ref().is_some_and(|claim| *claim.uid == *begun.claim);
     match (pv.fenced, pv.terminating) {
         (true, true) if verified => Step::Remove,
         // An admin holds it; nothing is begun, and nothing goes on.
@@ -95,7 +110,7 @@ pub fn next_step(now: Option<&OwnedPv>, uid: &str, verified: bool) -> Step {
         // A claim that names the PV can be bound to it even now, by whoever edits claimRef.
         (true, true) if pv.phase == Phase::Bound => Step::LeaveAlone,
         (true, true) => Step::Wipe(Fence { pv: pv.name.clone(), uid: pv.uid.clone() }),
-        (true, false) if wanted => Step::Delete,
+        (true, false) if wanted && is_decided(pv) => Step::Delete,
         (true, false) => Step::Unfence,
         (false, false) if wanted => Step::Fence,
         (false, _) => Step::LeaveAlone,
@@ -109,7 +124,12 @@ mod tests {
     use crate::testing::owned_pv;
 
     fn pv(phase: Phase, fenced: bool, terminating: bool) -> OwnedPv {
-        OwnedPv { phase, fenced, terminating, claim: claim("claim-uid"), ..owned_pv("a", "c") }
+        let reclaiming = fenced.then(|| "claim-uid".into());
+        OwnedPv { phase, fenced, terminating, reclaiming, claim: claim("claim-uid"), ..owned_pv("a", "c") }
+    }
+
+    fn begun(uid: &str) -> Begun<'_> {
+        Begun { uid, claim: "claim-uid" }
     }
 
     fn claim(uid: &str) -> Option<Box<Claim>> {
@@ -123,10 +143,10 @@ mod tests {
             (pv(Phase::Released, true, false), false, Step::Delete),
             (pv(Phase::Released, true, true), true, Step::Remove),
         ] {
-            assert_eq!(next_step(Some(&now), &now.uid, verified), step);
+            assert_eq!(next_step(Some(&now), begun(&now.uid), verified), step);
         }
         let now = pv(Phase::Released, true, true);
-        assert!(matches!(next_step(Some(&now), &now.uid, false), Step::Wipe(fence) if fence.uid() == now.uid));
+        assert!(matches!(next_step(Some(&now), begun(&now.uid), false), Step::Wipe(fence) if fence.uid() == now.uid));
     }
 
     #[test]
@@ -135,7 +155,7 @@ mod tests {
             for fenced in [false, true] {
                 for terminating in [false, true] {
                     let now = pv(phase, fenced, terminating);
-                    let step = next_step(Some(&now), &now.uid, false);
+                    let step = next_step(Some(&now), begun(&now.uid), false);
                     let expected = fenced && terminating && phase != Phase::Bound;
                     assert_eq!(matches!(step, Step::Wipe(_)), expected, "{now:?}");
                     assert_ne!(step, Step::Remove);
@@ -148,9 +168,9 @@ mod tests {
     fn a_pv_that_was_taken_back_is_let_go() {
         for phase in [Phase::Available, Phase::Bound] {
             let now = pv(phase, true, false);
-            assert_eq!(next_step(Some(&now), &now.uid, false), Step::Unfence);
+            assert_eq!(next_step(Some(&now), begun(&now.uid), false), Step::Unfence);
             let now = pv(phase, false, false);
-            assert_eq!(next_step(Some(&now), &now.uid, false), Step::LeaveAlone);
+            assert_eq!(next_step(Some(&now), begun(&now.uid), false), Step::LeaveAlone);
         }
     }
 
@@ -158,20 +178,28 @@ mod tests {
     fn a_pv_that_was_taken_back_a_moment_ago_and_still_looks_released_is_let_go() {
         for claim in [None, claim("")] {
             let now = OwnedPv { claim: claim.clone(), ..pv(Phase::Released, true, false) };
-            assert_eq!(next_step(Some(&now), &now.uid, false), Step::Unfence);
+            assert_eq!(next_step(Some(&now), begun(&now.uid), false), Step::Unfence);
             let now = OwnedPv { claim, word: Some(Word::Wipe), ..pv(Phase::Released, false, false) };
-            assert_eq!(next_step(Some(&now), &now.uid, false), Step::LeaveAlone);
+            assert_eq!(next_step(Some(&now), begun(&now.uid), false), Step::LeaveAlone);
+        }
+    }
+
+    #[test]
+    fn a_pv_that_was_given_to_another_claim_and_still_looks_released_is_let_go() {
+        for (fenced, step) in [(false, Step::LeaveAlone), (true, Step::Unfence)] {
+            let now = OwnedPv { claim: claim("another"), ..pv(Phase::Released, fenced, false) };
+            assert_eq!(next_step(Some(&now), begun(&now.uid), false), step);
         }
     }
 
     #[test]
     fn a_pv_with_another_uid_or_policy_is_not_ours_to_wipe() {
         let now = pv(Phase::Released, true, true);
-        assert_eq!(next_step(Some(&now), "another", false), Step::Gone);
-        assert_eq!(next_step(None, &now.uid, true), Step::Gone);
+        assert_eq!(next_step(Some(&now), begun("another"), false), Step::Gone);
+        assert_eq!(next_step(None, begun(&now.uid), true), Step::Gone);
         let mut retained = pv(Phase::Released, false, false);
         retained.reclaim_policy = ReclaimPolicy::Retain;
-        assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::LeaveAlone);
+        assert_eq!(next_step(Some(&retained), begun(&retained.uid), false), Step::LeaveAlone);
     }
 
     #[test]
@@ -182,17 +210,17 @@ mod tests {
         let mut reserved = pv(Phase::Released, false, false);
         reserved.claim.as_mut().expect("it has one").uid = "".into();
         assert!(!is_wanted(&reserved));
-        assert_eq!(next_step(Some(&kept), &kept.uid, false), Step::LeaveAlone);
+        assert_eq!(next_step(Some(&kept), begun(&kept.uid), false), Step::LeaveAlone);
     }
 
     #[test]
     fn nothing_is_begun_or_goes_on_while_it_is_held_but_what_is_done_is_ended() {
         for (fenced, terminating) in [(false, false), (true, false), (true, true)] {
             let held = OwnedPv { hold: true, ..pv(Phase::Released, fenced, terminating) };
-            assert_eq!(next_step(Some(&held), &held.uid, false), Step::LeaveAlone);
+            assert_eq!(next_step(Some(&held), begun(&held.uid), false), Step::LeaveAlone);
         }
         let held = OwnedPv { hold: true, ..pv(Phase::Released, true, true) };
-        assert_eq!(next_step(Some(&held), &held.uid, true), Step::Remove);
+        assert_eq!(next_step(Some(&held), begun(&held.uid), true), Step::Remove);
     }
 
     #[test]
@@ -200,8 +228,8 @@ mod tests {
         let mut retained = pv(Phase::Released, true, false);
         retained.reclaim_policy = ReclaimPolicy::Retain;
         retained.reclaiming = Some("claim-uid".into());
-        assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::Delete);
+        assert_eq!(next_step(Some(&retained), begun(&retained.uid), false), Step::Delete);
         retained.reclaiming = Some("another".into());
-        assert_eq!(next_step(Some(&retained), &retained.uid, false), Step::Unfence);
+        assert_eq!(next_step(Some(&retained), begun(&retained.uid), false), Step::Unfence);
     }
 }

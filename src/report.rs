@@ -4,13 +4,74 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
+use crate::config::Config;
+use crate::memory::Memory;
 use crate::plan::EntryStatus;
+use crate::pv::OwnedPv;
+use crate::reclaim;
 use crate::verdict::Reason;
+use crate::volume::VolumeMode;
 
 /// What is known of every entry.
 #[derive(Debug, Default)]
 pub struct Status {
     entries: Vec<EntryStatus>,
+    totals: Totals,
+}
+
+/// What there is of this node's PVs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    filesystem_bytes: u64,
+    block_bytes: u64,
+    /// PVs that keep a volume from being claimed.
+    pub quarantined: u32,
+    /// PVs that are to be wiped and removed, which failed and waits to be tried again.
+    pub failed: u32,
+}
+
+impl Totals {
+    /// Adds up.
+    #[must_use]
+    pub fn of<'a>(owned: impl IntoIterator<Item = &'a OwnedPv>, config: &Config, memory: &Memory) -> Self {
+        let mut totals = Self::default();
+        for owned in owned {
+            let bytes = owned.capacity.map_or(0, |capacity| capacity.bytes());
+            match mode(owned, config) {
+                VolumeMode::Filesystem => totals.filesystem_bytes = totals.filesystem_bytes.saturating_add(bytes),
+                VolumeMode::Block => totals.block_bytes = totals.block_bytes.saturating_add(bytes),
+            }
+            totals.quarantined += u32::from(owned.quarantined);
+            totals.failed += u32::from(has_failed(owned, memory));
+        }
+        totals
+    }
+
+    /// The capacity in bytes of the volumes that are of that mode, by what they are and not
+    /// by what their PVs say.
+    #[must_use]
+    pub fn capacity(&self, mode: VolumeMode) -> u64 {
+        match mode {
+            VolumeMode::Filesystem => self.filesystem_bytes,
+            VolumeMode::Block => self.block_bytes,
+        }
+    }
+}
+
+/// By what the volume is; as long as nobody has seen it, by its class.
+fn mode(owned: &OwnedPv, config: &Config) -> VolumeMode {
+    match &owned.identity {
+        Some(identity) => identity.mode(),
+        None => config.class(&owned.class).map(|class| class.mode).unwrap_or_default(),
+    }
+}
+
+/// Whether its wipe or its removal failed and is not being tried again just now. Who waits
+/// until nobody uses the volume has not failed.
+fn has_failed(owned: &OwnedPv, memory: &Memory) -> bool {
+    let wanted = owned.fenced || (reclaim::is_wanted(owned) && !owned.terminating);
+    let setback = memory.setback(&owned.name).filter(|_| wanted && !memory.in_flight.contains(&owned.name));
+    setback.is_some_and(|setback| !matches!(setback.verdict.reason, Reason::Busy | Reason::Pending))
 }
 
 /// An entry as `/volumes` shows it.
@@ -44,6 +105,17 @@ impl Status {
         changed
     }
 
+    /// Takes what there is of this node's PVs.
+    pub fn count(&mut self, totals: Totals) {
+        self.totals = totals;
+    }
+
+    /// What there is of this node's PVs.
+    #[must_use]
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
     /// Every entry, for people and programs to read.
     pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         self.entries.iter().map(|entry| Line {
@@ -70,7 +142,10 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::testing;
     use crate::verdict::Verdict;
 
     fn entry(name: &str, reason: Reason) -> EntryStatus {
@@ -92,5 +167,22 @@ mod tests {
         assert_eq!(status.update(second.clone()), second[..1]);
         assert_eq!(status.update(second), []);
         assert_eq!(status.counts()[&("c", Reason::Published)], 2);
+    }
+
+    #[test]
+    fn capacity_counts_by_what_a_volume_is_and_waiting_is_no_failure() {
+        let (config, mut memory) = (testing::config(), Memory::default());
+        let block = testing::owned_pv("a", "c");
+        let mut mount = testing::owned_pv("b", "c");
+        mount.identity = Some(testing::mount(2, 1).identity);
+        let totals = Totals::of([&block, &mount], &config, &memory);
+        assert_eq!((totals.capacity(VolumeMode::Block), totals.capacity(VolumeMode::Filesystem)), (1 << 26, 1 << 26));
+        let fenced = OwnedPv { fenced: true, ..block };
+        for (reason, failed) in [(Reason::Busy, 0), (Reason::Refused, 1), (Reason::Vanished, 1)] {
+            memory.failed(&fenced.name, Verdict::new(reason, ""), false, Instant::now(), 0.0);
+            assert_eq!(Totals::of([&fenced], &config, &memory).failed, failed, "{reason:?}");
+        }
+        memory.begin(&fenced.name);
+        assert_eq!(Totals::of([&fenced], &config, &memory).failed, 0, "it is being tried again");
     }
 }

@@ -74,6 +74,7 @@ pub fn target(entry: &str, minor: u32) -> Target {
         identity,
         pv: owned.name,
         uid: owned.uid,
+        claim: Box::default(),
     }
 }
 

@@ -98,6 +98,12 @@ impl ReclaimPolicy {
         }
     }
 
+    /// Whether it says what becomes of a local volume.
+    #[must_use]
+    pub fn is_supported(&self) -> bool {
+        matches!(self, Self::Delete | Self::Retain)
+    }
+
     /// Reads the API's spelling. Never fails: an unknown policy is kept as such.
     #[must_use]
     pub fn parse(text: &str) -> Self {

@@ -6,7 +6,7 @@ mod job;
 mod reclaim;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::PersistentVolume;
 use tokio::sync::{oneshot, watch};
@@ -20,7 +20,7 @@ use crate::events::{self, About, Event, Events};
 use crate::ledger::{Entry, State};
 use crate::metrics::Metrics;
 use crate::plan::{Action, Adoption, Creation, Target};
-use crate::pv::{self, Decoded, OwnedPv, Seen};
+use crate::pv::{self, Decoded, OwnedPv, Seen, Volume};
 use crate::reclaim::Unclaimed;
 use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
@@ -137,7 +137,7 @@ impl Tools {
 
     /// The ledger first, then the PV: a volume that somebody may use is never unknown.
     async fn create(&self, creation: Creation) -> Ended {
-        let Creation { mut volume, target, before } = creation;
+        let Creation { mut volume, target, before, found_at } = creation;
         let mut entry = (*target.record).clone();
         let mut held = None;
         // What is made to be quarantined or wiped is looked at by then.
@@ -166,9 +166,18 @@ impl Tools {
         // A wipe by hand takes the volume first, and then looks into the ledger.
         drop(held);
         let error = match self.cluster.create(&volume).await {
-            Ok(created) => return Ended::Is(Box::new(created)),
+            Ok(created) => {
+                self.count_made(&volume, found_at);
+                return Ended::Is(Box::new(created));
+            }
             // Made by a call that had no answer, or somebody else's: look.
-            Err(ApiError::AlreadyExists) => return self.cluster.get(&volume.name).await.into(),
+            Err(ApiError::AlreadyExists) => {
+                let there = self.cluster.get(&volume.name).await;
+                if matches!(&there, Ok(Some(pv)) if self.owned(pv).is_some()) {
+                    self.count_made(&volume, found_at);
+                }
+                return there.into();
+            }
             // Whether it was made is open: the ledger goes on saying that it may be.
             Err(error @ ApiError::Unknown(_)) => return Ended::Api(error),
             Err(ApiError::NotFound) => ApiError::Rejected("not found, though it was to be made".to_owned()),
@@ -181,6 +190,14 @@ impl Tools {
         match self.scribe.record(Entry { state, ..entry }).await {
             Ok(()) => Ended::Api(error),
             Err(unwritten) => Ended::Ledger(unwritten),
+        }
+    }
+
+    fn count_made(&self, volume: &Volume, found_at: Instant) {
+        let took = found_at.elapsed();
+        self.metrics.contract.discovered(volume.mode, took);
+        if volume.claim.is_none() {
+            self.metrics.published(took);
         }
     }
 

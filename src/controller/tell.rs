@@ -73,6 +73,9 @@ fn send(entry: &EntryStatus, owned: &BTreeMap<String, OwnedPv>, node: &str, even
     let remedy = reason.remedy();
     let note = format!("{} of class {}: {}. To do: {remedy}", entry.path, entry.class, entry.verdict.detail);
     let pv = entry.pv.as_ref().and_then(|pv| owned.get(pv));
+    if let Some(pv) = pv.filter(|pv| reason == Reason::Refused && !pv.reclaim_policy.is_supported()) {
+        return events.send(Event::unsupported_policy(pv, note));
+    }
     let about = match pv {
         Some(pv) => About::Pv(pv.name.clone(), pv.uid.clone()),
         None => About::Node(node.to_owned()),

@@ -86,7 +86,7 @@ mod tests {
         let target = Target { rules, ..testing::target("a", 1) };
         let owned = OwnedPv { phase: Phase::Released, fenced: true, terminating: true, ..testing::owned_pv("a", "c") };
         let verify = |done: &Succeeded| {
-            let Step::Wipe(leave) = next_step(Some(&owned), &owned.uid, false) else { panic!("it is fenced") };
+            let Step::Wipe(leave) = next_step(Some(&owned), target.begun(), false) else { panic!("it is fenced") };
             let volume = OpenVolume::Device { fd: tempfile::tempfile().expect("a file").into(), bytes: 4096 };
             let claimed = Claimed { leave, volume, is_the_recorded_one: true, digest: "now".to_owned() };
             let (rules, mark) = (&target.rules, wipe::MarkId(1));

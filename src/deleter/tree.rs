@@ -18,6 +18,8 @@ use super::{Control, WipeError, root};
 use crate::root::RootFacts;
 use walk::Tally;
 
+/// More threads gain little: they wait for the filesystem's journal.
+const MAX_THREADS: usize = 4;
 /// Passes in which nothing was moved up, before somebody else must be at work.
 const MAX_PASSES: u32 = 10;
 /// `fsck` keeps this directory in the root of ext filesystems; it is emptied, and left.
@@ -42,9 +44,19 @@ pub fn remove_contents(root: &OwnedFd, control: &Control) -> Result<(), WipeErro
     // A pass may miss entries that were moved or made meanwhile: look until one finds
     // nothing, or can't get on, or somebody makes them as fast as they are removed.
     let mut passes = 0;
+    let mut threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_THREADS);
     while let Some(name) = first_entry(root)? {
         let before = now();
-        let obstacle = walk::pass(root, control, &tally)?;
+        let outcome = walk::pass(root, control, &tally, threads);
+        if tally.full.swap(false, Ordering::Relaxed) && (threads > 1 || now() != before) {
+            control.check()?;
+            // A copy-on-write filesystem needs room to remove something. What was removed
+            // gives it back with the next commit, and one change at a time needs the least.
+            syncfs(root)?;
+            threads = 1;
+            continue;
+        }
+        let obstacle = outcome?;
         if now() == before
             && let Some(obstacle) = obstacle
         {
@@ -59,6 +71,10 @@ pub fn remove_contents(root: &OwnedFd, control: &Control) -> Result<(), WipeErro
         // As mkfs made it: a tenant may have kept something in its attributes.
         root::restore(&fd, &RootFacts { mode: 0o700, ..RootFacts::default() })?;
     }
+    syncfs(root)
+}
+
+fn syncfs(root: &OwnedFd) -> Result<(), WipeError> {
     rustix::fs::syncfs(root).map_err(|errno| WipeError::io("making the removal durable")(errno.into()))
 }
 

@@ -68,10 +68,10 @@ pub fn spawn(
     thread::Builder::new().name("scan".to_owned()).spawn(move || {
         while wakes.recv().is_ok() {
             let start = Instant::now();
-            let snapshot = scan.snapshot();
+            let snapshot = Snapshot { began: Some(start), ..scan.snapshot() };
             let rest = (start.elapsed() * REST.0).clamp(REST.1, REST.2);
             snapshots.send_if_modified(|latest| {
-                let changed = latest.as_deref() != Some(&snapshot);
+                let changed = latest.as_deref().map(|latest| &latest.directories) != Some(&snapshot.directories);
                 if changed {
                     *latest = Some(Arc::new(snapshot));
                 }
@@ -107,7 +107,7 @@ impl Scan {
                 Err(error) => {
                     warn!(%error, "No thread to look at the discovery directories with");
                     let failed = |path: &String| (path.clone(), Listing::Failed(format!("no thread: {error}")));
-                    return Snapshot { directories: self.directories.iter().map(failed).collect() };
+                    return Snapshot { directories: self.directories.iter().map(failed).collect(), began: None };
                 }
             };
             match self.attempt(&worker, &hung) {

@@ -105,6 +105,7 @@ fn try_offer(
     let target = Target {
         pv: volume.name.clone(),
         uid: String::new(),
+        claim: Box::default(),
         mount_dir: class.mount_dir.clone(),
         entry: finding.entry.clone(),
         identity: candidate.sighting.identity.clone(),
@@ -115,7 +116,8 @@ fn try_offer(
         record: Box::new(entry),
         job: None,
     };
-    plan.actions.push(Action::Create(Box::new(Creation { volume, target, before })));
+    let found_at = world.memory.found_at(&volume.name).unwrap_or(world.now);
+    plan.actions.push(Action::Create(Box::new(Creation { volume, target, before, found_at })));
     Ok(verdict)
 }
 

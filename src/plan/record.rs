@@ -44,7 +44,7 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
         let wiping = State::Wiping { pv, uid, claim: claim(), method: "".into(), cursor: None };
         return known.is_none().then_some(wiping);
     }
-    let used = |claim: Option<Claim>| Some(State::Used { pv: pv.clone(), uid: uid.clone(), claim });
+    let used = |claim: Option<Claim>| Some(State::Used { pv: pv.clone(), uid: uid.clone(), claim, since: owned.since });
     match owned.phase {
         // Nobody has written to it but the tenant before.
         Phase::Pending | Phase::Released | Phase::Failed if owned.quarantined => {
@@ -53,6 +53,7 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
         }
         // Retired at an admin's word, and on its way out.
         Phase::Released | Phase::Failed if is_being_retired(known, owned) => None,
+        Phase::Released | Phase::Failed if knows_its_last_claim(known, owned) => None,
         Phase::Bound | Phase::Released | Phase::Failed => used(claim()),
         Phase::Pending => None,
         Phase::Available if owned.terminating => None,
@@ -73,6 +74,22 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
             _ => Some(State::Offered { pv, uid: Some(uid), since: owned.since }),
         },
     }
+}
+
+/// Whether the ledger has the claim that was last bound to the PV. Another one that a PV
+/// names without being Bound may never have had it, or be about to.
+fn knows_its_last_claim(known: Option<&Entry>, owned: &OwnedPv) -> bool {
+    matches!(known.map(|entry| &entry.state), Some(State::Used { uid, claim: Some(_), .. }) if **uid == *owned.uid)
+}
+
+/// Why an Available PV must not be: it is as it was before a claim had its volume, so the
+/// API server's data was restored from a time before that.
+pub fn rolled_back(world: &World<'_>, owned: &OwnedPv) -> Option<String> {
+    let State::Used { uid, claim, since: Some(used), .. } = &world.ledger.of_pv(&owned.uid)?.state else { return None };
+    let is_older = **uid == *owned.uid && owned.since.is_some_and(|since| since < *used);
+    let whom = claim.as_ref().map_or_else(|| "a claim".to_owned(), |claim| format!("claim {claim}"));
+    (owned.phase == Phase::Available && is_older)
+        .then(|| format!("{whom} has had it since its PV became Available: the API server shows an older state"))
 }
 
 /// Whether the ledger has an admin's word that retires the volume, and the PV goes for it.

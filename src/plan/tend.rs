@@ -14,6 +14,7 @@ use crate::memory::Setback;
 use crate::pv::{OwnedPv, Phase, Seen, Word};
 use crate::reclaim::{self, Unclaimed};
 use crate::verdict::{Reason, Verdict};
+use crate::volume::ReclaimPolicy;
 
 /// How often it is looked whether a quarantined volume has been emptied, at first.
 const BLANK_CHECK: Duration = Duration::from_secs(10);
@@ -229,6 +230,10 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
         plan.begin(world, Action::DropWord(Seen::of(owned)));
         return kept(world, owned);
     }
+    if let Some(why) = record::rolled_back(world, owned).filter(|_| Unclaimed::of(owned).is_some()) {
+        withdraw(world, owned, why.clone(), plan);
+        return Verdict::new(Reason::Dirty, why);
+    }
     let Some(offered) = owned.capacity else { return kept(world, owned) };
     let is = candidate.capacity;
     if is > offered && matches!(owned.phase, Phase::Available | Phase::Bound) {
@@ -274,6 +279,16 @@ fn kept(world: &World<'_>, owned: &OwnedPv) -> Verdict {
     }
     match owned.phase {
         Phase::Pending | Phase::Released | Phase::Failed if owned.quarantined => quarantined(world, owned),
+        Phase::Released | Phase::Failed if !owned.reclaim_policy.is_supported() => {
+            let policy = owned.reclaim_policy.as_str();
+            let detail = format!("its reclaim policy {policy} is not supported: change it to Delete or Retain");
+            Verdict::new(Reason::Refused, detail)
+        }
+        Phase::Failed if owned.reclaim_policy == ReclaimPolicy::Delete => {
+            let detail = "its phase is Failed, and not Released: it is not wiped. Delete the PV; its volume is kept \
+                          from being claimed then, until it is wiped at your word";
+            Verdict::new(Reason::Refused, detail)
+        }
         Phase::Released | Phase::Failed => {
             let policy = owned.reclaim_policy.as_str();
             Verdict::new(Reason::Published, format!("its claim is gone; its policy {policy} keeps it as it is"))
@@ -305,6 +320,7 @@ fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<T
     Ok(Target {
         pv: owned.name.clone(),
         uid: owned.uid.clone(),
+        claim: owned.claim.as_ref().map_or_else(Box::default, |claim| claim.uid.clone()),
         mount_dir: class.mount_dir.clone(),
         entry: entry.to_owned(),
         aliases: aliases(world, class, entry),

@@ -30,6 +30,15 @@ impl TestNode {
         self.patch_pv(name, patch).await.expect("an annotation can be changed");
     }
 
+    /// Makes a PV look as if it had been in its phase since a minute before it was made.
+    pub async fn backdate_phase(&self, pv: &PersistentVolume) {
+        let made = pv.creation_timestamp().expect("the API server notes when it was made").0;
+        let before = made - jiff::SignedDuration::from_mins(1);
+        let patch = Patch::Merge(json!({ "status": { "lastPhaseTransitionTime": before.to_string() } }));
+        let pvs = Api::<PersistentVolume>::all(self.client());
+        pvs.patch_status(&pv.name_any(), &PatchParams::default(), &patch).await.expect("a status can be changed");
+    }
+
     /// Makes a claim like another one, which may be gone, under that name.
     pub async fn claim_again(&self, like: &PersistentVolumeClaim, name: &str) -> PersistentVolumeClaim {
         let mut claim = PersistentVolumeClaim { spec: like.spec.clone(), ..PersistentVolumeClaim::default() };

@@ -17,7 +17,7 @@ use mooring::node::Scanner;
 use mooring::node::mountinfo::{Mount, MountTable};
 use mooring::node::sysfs::Sysfs;
 use mooring::plan::Target;
-use mooring::reclaim::{Fence, Step, next_step};
+use mooring::reclaim::{Begun, Fence, Step, next_step};
 
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::{Scratch, require_own_namespace};
@@ -56,6 +56,7 @@ pub fn with_identity(dir: &Path, entry: &str, identity: Arc<Identity>) -> Target
     Target {
         pv: "local-pv-0".to_owned(),
         uid: "uid".to_owned(),
+        claim: Box::default(),
         mount_dir: dir.display().to_string(),
         entry: entry.to_owned(),
         rules: WipeRules::default(),
@@ -198,7 +199,7 @@ async fn another_disk_under_the_same_device_number_is_not_taken() {
 /// As `next_step` gives it for a PV that is fenced and on its way out.
 fn fence() -> Fence {
     let pv = fenced_pv();
-    match next_step(Some(&pv), &pv.uid, false) {
+    match next_step(Some(&pv), Begun { uid: &pv.uid, claim: "" }, false) {
         Step::Wipe(fence) => fence,
         other => panic!("the PV is fenced: {other:?}"),
     }

@@ -195,6 +195,28 @@ async fn a_pv_bound_and_deleted_while_no_agent_runs_comes_back_though_only_its_o
 }
 
 #[tokio::test]
+async fn a_pv_that_a_restore_of_etcd_makes_available_again_is_withdrawn() {
+    let mut scene = Scene::new("rollback", "Delete").await;
+    scene.begin();
+    let used = scene.use_all().await;
+    scene.wait_ledger("used").await;
+    scene.kill().await;
+    for (store, (pv, claim)) in scene.stores.iter().zip(&used) {
+        scene.node.release(claim).await;
+        store.wait(&scene.node, "Released").await;
+        scene.node.clear_claim(&pv.name_any()).await;
+        store.wait(&scene.node, "Available").await;
+        // As it was before the claim.
+        scene.node.backdate_phase(pv).await;
+    }
+    scene.begin();
+    for (store, (pv, _)) in scene.stores.iter().zip(&used) {
+        is_quarantined(&scene, store, pv).await;
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn a_pv_bound_released_and_taken_back_unseen_counts_as_used() {
     let mut scene = Scene::new("takenback", "Retain").await;
     scene.begin();

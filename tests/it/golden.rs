@@ -84,8 +84,10 @@ fn ours(case: &Value) -> Vec<Value> {
         name: entry["name"].as_str().expect("a name").into(),
         observed: observed(entry["kind"].as_str().expect("a kind"), entry["bytes"].as_u64().expect("a size"), number),
     });
-    let snapshot =
-        Snapshot { directories: BTreeMap::from([(MOUNT_DIR.to_owned(), Listing::Entries(entries.collect()))]) };
+    let snapshot = Snapshot {
+        directories: BTreeMap::from([(MOUNT_DIR.to_owned(), Listing::Entries(entries.collect()))]),
+        began: None,
+    };
     let plan = plan(&World {
         config: &config,
         node: &node,

@@ -93,6 +93,11 @@ fn a_job_is_the_go_provisioners_but_for_what_is_added() {
     assert_eq!(shred, expected);
 }
 
+/// The Go provisioner's counter of what became of PVs of devices that Jobs wipe.
+fn counted(what: &str) -> String {
+    format!("local_volume_provisioner_persistentvolume_{what}_total{{mode=\"Block\",type=\"job\"}}")
+}
+
 #[tokio::test]
 async fn a_job_shreds_the_disk_and_the_pv_is_offered_anew() {
     let scene = Scene::new("job-shred", SHRED).await;
@@ -114,6 +119,7 @@ async fn a_job_shreds_the_disk_and_the_pv_is_offered_anew() {
     let receipt = scene.node.wait_event(&pv.name_any(), "VolumeWiped", "method job overwrite", SOON).await;
     assert!(receipt.contains("verification sample"), "{receipt}");
     assert_eq!(agent.metric("mooring_wipes_total{outcome=\"success\"}").await, Some(1.0));
+    agent.wait_metric(&counted("delete"), |count| count == 1.0, SOON).await;
     scene.no_job().await;
     drop(agent);
     scene.clean_up().await;
@@ -152,6 +158,7 @@ async fn a_job_that_fails_is_told_and_another_one_does_it() {
     assert!(told.contains(&format!("{}/cleanup-{}", scene.namespace, pv.name_any())), "{told}");
     assert!(told.contains("container cleaner: it ended with exit code 1: the disk burns"), "{told}");
     agent.wait_metric("mooring_wipes_total{outcome=\"failed\"}", |count| count >= 1.0, SOON).await;
+    agent.wait_metric(&counted("delete_failed"), |count| count >= 1.0, SOON).await;
     let second = scene.job(Some(&first)).await;
     scene.do_it(&second).await;
     scene.offered_anew(&pv).await;

@@ -22,6 +22,7 @@ mod in_use;
 mod job;
 mod ledger;
 mod ledger_faults;
+mod metrics;
 mod mountinfo;
 mod outage;
 mod properties;

@@ -145,7 +145,7 @@ async fn identity(path: &Path) -> Arc<Identity> {
 }
 
 fn used() -> State {
-    State::Used { pv: "local-pv-1".into(), uid: "uid".into(), claim: None }
+    State::Used { pv: "local-pv-1".into(), uid: "uid".into(), claim: None, since: None }
 }
 
 #[tokio::test]

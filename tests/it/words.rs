@@ -76,6 +76,25 @@ async fn a_retained_volume_is_offered_with_its_data_by_word_or_by_hand() {
 }
 
 #[tokio::test]
+async fn a_reclaim_policy_that_is_not_supported_is_told_and_nothing_is_done() {
+    let (mut scene, mut used) = (Scene::new("recycle", "Delete").await, Used::new());
+    scene.begin();
+    used.extend(scene.use_all().await);
+    for (pv, claim) in &used {
+        let recycle = serde_json::json!({ "spec": { "persistentVolumeReclaimPolicy": "Recycle" } });
+        scene.node.patch_pv(&pv.name_any(), recycle).await.expect("a policy can be changed");
+        scene.node.release(claim).await;
+    }
+    for (store, (pv, _)) in scene.stores.iter().zip(&used) {
+        let name = pv.name_any();
+        scene.node.wait_event(&name, "VolumeUnsupportedReclaimPolicy", "Delete or Retain", SOON).await;
+        wait_verdict(scene.agent(), &store.class, "vol", "Refused").await;
+        assert!(store.has_secret(), "nothing was touched");
+    }
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn an_unknown_word_wipes_nothing_and_is_told() {
     let (mut scene, mut used) = (Scene::new("typo", "Delete").await, Used::new());
     scene.begin();

@@ -46,6 +46,7 @@ pub fn find(options: &Options) -> Result<Found, Problem> {
     let target = Target {
         pv: String::new(),
         uid: String::new(),
+        claim: Box::default(),
         mount_dir: directory.to_owned(),
         entry: name.to_owned(),
         identity: identity.clone(),

@@ -16,10 +16,12 @@ use crate::events::Event;
 use crate::ledger::{self, Entry, State};
 use crate::memory::backoff;
 use crate::metrics::OutcomeLabels;
+use crate::metrics::wipes::{By, Wipe, WipeUnderWay};
 use crate::plan::Target;
 use crate::pv::{self, Claim};
 use crate::reclaim::{self, Fence, Step};
 use crate::state_dir::StateDirError;
+use crate::volume::Capacity;
 
 /// A reclaim that has not come to an end after this many steps is given back to the
 /// controller.
@@ -46,6 +48,9 @@ impl Tools {
         {
             self.events.send(Event::failed_delete(&target, error));
         }
+        if is_failure(&ended) {
+            self.metrics.contract.reclaim_failed(target.identity.mode(), by(&target));
+        }
         Done { pv, ended, wiped }
     }
 
@@ -62,11 +67,12 @@ impl Tools {
             self.inspect(target, control).await?;
         }
         let mut verified: Option<Verified> = None;
+        let mut under_way: Option<WipeUnderWay> = None;
         let mut turn: Option<Turn> = None;
         let mut now = self.look(&target.pv).await?;
         for _ in 0..MAX_STEPS {
             let owned = now.as_ref().and_then(|pv| self.owned(pv));
-            let step = reclaim::next_step(owned.as_ref(), &target.uid, verified.is_some());
+            let step = reclaim::next_step(owned.as_ref(), target.begun(), verified.is_some());
             debug!(pv = target.pv, ?step, "Reclaim");
             // Held, or the agent stops: nothing more is begun.
             if verified.is_none() && control.is_cancelled() {
@@ -89,7 +95,10 @@ impl Tools {
                     Some(turn) => {
                         let root = now.as_ref().and_then(|pv| pv::annotation(pv, pv::ROOT)).map(ToOwned::to_owned);
                         let claim = owned.claim.as_deref().cloned();
+                        let wipe = self.metrics.begin_wipe(wipe_of(target, owned.capacity), control);
                         verified = Some(self.wipe(fence, target, root, claim, control, turn).await?);
+                        wipe.succeeded();
+                        under_way = Some(wipe);
                         *wiped = true;
                         now
                     }
@@ -101,7 +110,11 @@ impl Tools {
                 },
                 (Step::Remove, _) => {
                     let warrant = Warrant::Wiped(verified.take().expect("removal follows verification"));
-                    return self.remove(warrant, &target.pv).await;
+                    let last = self.remove(warrant, &target.pv).await?;
+                    if let Some(wipe) = under_way {
+                        wipe.removed();
+                    }
+                    return Ok(last);
                 }
                 _ => return Ok(now),
             };
@@ -313,6 +326,33 @@ impl Tools {
             () = tokio::time::sleep(backoff(RETRY, failures, fastrand::f64())) => Ok(()),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
+    }
+}
+
+/// Whether an attempt at a reclaim failed. One that was stopped, waits until nobody uses
+/// the volume, or has no answer has not.
+fn is_failure(ended: &Ended) -> bool {
+    match ended {
+        Ended::NotWiped(error) => !matches!(error, WipeError::Cancelled | WipeError::Busy(_)),
+        Ended::Api(error) => !matches!(error, ApiError::Unknown(_)),
+        Ended::Ledger(_) => true,
+        Ended::Is(_) | Ended::IsGone | Ended::Stopped => false,
+    }
+}
+
+/// By what a volume is wiped.
+fn by(target: &Target) -> By {
+    if target.job.is_some() { By::Job } else { By::Process }
+}
+
+/// What is told of a wipe in the metrics.
+fn wipe_of(target: &Target, capacity: Option<Capacity>) -> Wipe {
+    Wipe {
+        class: target.record.class.to_string(),
+        mode: target.identity.mode(),
+        by: by(target),
+        capacity,
+        method: target.rules.method.clone(),
     }
 }
 

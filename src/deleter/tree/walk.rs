@@ -5,7 +5,7 @@
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -22,8 +22,6 @@ use crate::node::ioctl;
 /// Directories open at once below each other. A deeper one is first moved up to the
 /// root, so that any depth takes few files and no recursion.
 const MAX_DEPTH: usize = 32;
-/// More threads gain little: they wait for the filesystem's journal.
-const MAX_THREADS: usize = 4;
 /// How much of a directory is read at once, in bytes: a thousand short names. A
 /// level of the way down keeps the names of directories in it.
 const CHUNK: usize = 32 << 10;
@@ -37,20 +35,21 @@ pub struct Tally {
     pub moved: AtomicU64,
     /// Names tried for them.
     names: AtomicU64,
+    /// The filesystem had no room for a change.
+    pub full: AtomicBool,
 }
 
-/// Goes through the whole tree once, removing what it meets; returns what could not be
-/// removed, if there is such an entry.
+/// Goes through the whole tree once with so many threads, removing what it meets; returns
+/// what could not be removed, if there is such an entry.
 ///
 /// # Errors
 /// Cancelled, or an obstacle that ends all: the filesystem does not take changes.
-pub fn pass(root: &OwnedFd, control: &Control, tally: &Tally) -> Result<Option<WipeError>, WipeError> {
+pub fn pass(root: &OwnedFd, control: &Control, tally: &Tally, threads: usize) -> Result<Option<WipeError>, WipeError> {
     // Read from its beginning, which takes an open file of its own.
     let fd = open_below(root.as_fd(), c".").map_err(|errno| obstacle(".".to_owned(), c".", errno))?;
     // It takes in what is moved up. Whether this was of use, the removal shows.
     let _ = root_directory::clear_locks(&fd);
     let root = Arc::new(Dir { parent: None, name: c".".to_owned(), fd, depth: 0, unfinished: AtomicUsize::new(1) });
-    let threads = thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_THREADS);
     let queue = Queue::new(Arc::clone(&root), threads);
     let pass = Pass { root, control, tally, queue, failure: Mutex::default(), obstacle: Mutex::default() };
     thread::scope(|scope| {
@@ -254,6 +253,9 @@ impl Pass<'_> {
     fn note(&self, dir: &Dir, entry: Option<&CStr>, errno: Errno) -> Result<(), WipeError> {
         let new = || obstacle(dir.path(entry), entry.unwrap_or(&dir.name), errno);
         if is_fatal(errno) {
+            if matches!(errno, Errno::NOSPC | Errno::DQUOT) {
+                self.tally.full.store(true, Ordering::Relaxed);
+            }
             return Err(new());
         }
         self.obstacle.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(new);

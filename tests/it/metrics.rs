@@ -1,0 +1,330 @@
+//! What the metrics page tells, in which form, and that its documentation tells the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+
+use crate::common::{SOON, start, wait_ready, wait_verdict};
+use crate::harness::disk::{self, LoopDisk};
+use crate::harness::node::TestNode;
+use crate::harness::volumes::phase;
+use crate::harness::{Agent, shared};
+
+/// Series of the Go provisioner, without a name and braces.
+const GO: &str = "local_volume_provisioner_";
+
+fn name(pv: &PersistentVolume) -> &str {
+    pv.metadata.name.as_deref().expect("a PV has a name")
+}
+
+async fn available(node: &TestNode, path: &Path) -> PersistentVolume {
+    node.wait_pv(path, |pv| phase(pv) == "Available", SOON).await
+}
+
+/// GETs the metrics page with that header `Accept`: the answer's type, and the text.
+async fn scrape(agent: &Agent, accept: &str) -> (String, String) {
+    let (address, accept) = (agent.address().await, accept.to_owned());
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(&address).expect("the agent listens");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket has a timeout");
+        let request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\nAccept: {accept}\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("it reads the request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer
+    });
+    let answer = answer.await.expect("the request does not panic");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("it is an HTTP answer");
+    let kind = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("content-type").then(|| value.to_owned())
+    });
+    (kind.expect("its type is told"), body.to_owned())
+}
+
+/// The families that a text describes: name and type.
+fn families(text: &str) -> BTreeMap<&str, &str> {
+    text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect()
+}
+
+/// The names of the labels of each family's samples.
+fn labels(text: &str) -> BTreeMap<&str, BTreeSet<&str>> {
+    let mut labels: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    let families = families(text);
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let series = line.rsplit_once(' ').expect("a sample has a value").0;
+        let (name, of_series) = series.split_once('{').unwrap_or((series, "}"));
+        let family = ["_bucket", "_sum", "_count"].into_iter().find_map(|suffix| {
+            let base = name.strip_suffix(suffix)?;
+            families.get(base).is_some_and(|kind| *kind == "histogram").then_some(base)
+        });
+        let names = of_series.trim_end_matches('}').split("\",").filter_map(|label| Some(label.split_once("=\"")?.0));
+        labels.entry(family.unwrap_or(name)).or_default().extend(names.filter(|name| *name != "le"));
+    }
+    labels
+}
+
+/// The value of each gauge.
+fn gauges(text: &str) -> BTreeMap<String, String> {
+    let families = families(text);
+    let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+    let gauges =
+        samples.filter(|(series, _)| families.get(series.split('{').next().unwrap_or(series)) == Some(&"gauge"));
+    gauges.map(|(series, value)| (series.to_owned(), value.to_owned())).collect()
+}
+
+/// What Prometheus' own checker has against the text.
+fn complaints(text: &str) -> String {
+    let mut checker = Command::new("promtool");
+    checker.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = checker.spawn().expect("promtool can be run (make setup)");
+    child.stdin.take().expect("it is piped").write_all(text.as_bytes()).expect("it reads the text");
+    let output = child.wait_with_output().expect("it ends");
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    if output.status.success() { said } else { format!("{}: {said}", output.status) }
+}
+
+/// A node with an agent that has published a filesystem and a device, wiped each of them
+/// once, and failed to wipe another filesystem.
+struct Scene {
+    node: TestNode,
+    agent: Agent,
+    fast: String,
+    raw: String,
+    _disks: Vec<LoopDisk>,
+}
+
+const FILESYSTEM: u64 = 64 << 20;
+const DEVICE: u64 = 32 << 20;
+
+async fn scene(tag: &str) -> Scene {
+    let node = TestNode::new(shared(), tag).await;
+    let (fast, raw) = (node.class("fast", "Delete").await, node.class("raw", "Delete").await);
+    let (mounts, links) = (node.discovery_dir("mounts"), node.discovery_dir("links"));
+    let disk = LoopDisk::new(node.dir(), DEVICE);
+    let link = disk.link(&links, "disk");
+    let (good, bad) = (mounts.join("good"), mounts.join("bad"));
+    disk::tmpfs(&good, FILESYSTEM);
+    disk::tmpfs(&bad, FILESYSTEM);
+    let raw_keys = "volumeMode: Block\nblockCleanerCommand: [/scripts/dd_zero.sh]";
+    let agent = start(&node, &[(&fast, &mounts, ""), (&raw, &links, raw_keys)]);
+    for path in [&link, &good, &bad] {
+        let pv = available(&node, path).await;
+        let claim = node.bind(name(&pv)).await;
+        if path == &bad {
+            // Emptied it can't be: something else is mounted in it.
+            disk::tmpfs(&bad.join("inner"), 1 << 20);
+            fs::write(bad.join("inner/file"), "x").expect("a file can be written");
+        }
+        node.release(&claim).await;
+        if path != &bad {
+            let uid = pv.metadata.uid.clone();
+            node.wait_pv(path, |pv| phase(pv) == "Available" && pv.metadata.uid != uid, SOON).await;
+        }
+    }
+    let failed = format!("{GO}persistentvolume_delete_failed_total{{mode=\"Filesystem\",type=\"process\"}}");
+    agent.wait_metric(&failed, |value| value >= 1.0, SOON).await;
+    Scene { node, agent, fast, raw, _disks: vec![disk] }
+}
+
+#[tokio::test]
+async fn counters_and_gauges_tell_what_was_published_wiped_and_not_wiped() {
+    let Scene { node, agent, fast, raw, _disks } = scene("counts").await;
+    let value = |series: String| {
+        let agent = &agent;
+        async move { agent.metric(&series).await.unwrap_or_else(|| panic!("{series} is missing")) }
+    };
+    let go = |series: &str| value(format!("{GO}{series}"));
+    let of_mode = |name: &str, mode: &str| value(format!("{GO}{name}{{mode=\"{mode}\"}}"));
+    let is = |value: f64, expected: f64| (value - expected).abs() < 1e-9;
+
+    // Two filesystems and a device, of which one each came anew after its wipe.
+    assert!(is(of_mode("persistentvolume_discovery_total", "Filesystem").await, 3.0));
+    assert!(is(of_mode("persistentvolume_discovery_total", "Block").await, 2.0));
+    assert!(is(of_mode("persistentvolume_discovery_duration_seconds_count", "Filesystem").await, 3.0));
+    let sum = of_mode("persistentvolume_discovery_duration_seconds_sum", "Filesystem").await;
+    assert!(sum > 0.0 && sum < 3.0 * SOON.as_secs_f64(), "{sum}");
+    assert!(is(of_mode("persistentvolume_capacity_bytes", "Filesystem").await, 2.0 * FILESYSTEM as f64));
+    assert!(is(of_mode("persistentvolume_capacity_bytes", "Block").await, DEVICE as f64));
+    for mode in ["Filesystem", "Block"] {
+        assert!(is(go(&format!("persistentvolume_delete_total{{mode=\"{mode}\",type=\"process\"}}")).await, 1.0));
+        assert!(is(go(&format!("persistentvolume_delete_total{{mode=\"{mode}\",type=\"job\"}}")).await, 0.0));
+    }
+    for (mode, command) in [("Filesystem", "auto"), ("Block", "/scripts/dd_zero.sh")] {
+        let labels = format!("mode=\"{mode}\",type=\"process\",capacity=\"500G\",cleanup_command=\"{command}\"");
+        assert!(is(go(&format!("persistentvolume_delete_duration_seconds_count{{{labels}}}")).await, 1.0));
+    }
+    assert!(is(go("persistentvolume_delete_failed_total{mode=\"Block\",type=\"process\"}").await, 0.0));
+    // Of two wipes each PV was deleted once, and the third was fenced and deleted.
+    assert!(is(go("apiserver_requests_total{method=\"create\"}").await, 5.0));
+    assert!(go("apiserver_requests_total{method=\"delete\"}").await >= 2.0);
+    assert!(is(go("apiserver_requests_failed_total{method=\"create\"}").await, 0.0));
+    assert!(is(go("apiserver_requests_duration_seconds_count{method=\"create\"}").await, 5.0));
+
+    // The one that fails is tried again.
+    for gauge in ["proctable_running", "proctable_succeeded"] {
+        agent.wait_metric(&format!("{GO}{gauge}"), |count| count < 0.5, SOON).await;
+    }
+    assert!(is(value("mooring_publish_duration_seconds_count".to_owned()).await, 5.0));
+    assert!(is(value("mooring_wipes_total{outcome=\"success\"}".to_owned()).await, 2.0));
+    assert!(is(value(format!("mooring_volumes{{class=\"{fast}\",verdict=\"Published\"}}")).await, 1.0));
+    assert!(is(value(format!("mooring_volumes{{class=\"{raw}\",verdict=\"Published\"}}")).await, 1.0));
+    assert!(is(value("mooring_quarantined_volumes".to_owned()).await, 0.0));
+    let failed = |value: f64| is(value, 1.0);
+    agent.wait_metric(&format!("{GO}proctable_failed"), failed, SOON).await;
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_second_pass_leaves_every_gauge_as_it_was() {
+    let node = TestNode::new(shared(), "again").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    disk::tmpfs(&disks.join("v"), FILESYSTEM);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    available(&node, &disks.join("v")).await;
+    let published = format!("mooring_volumes{{class=\"{class}\",verdict=\"Published\"}}");
+    agent.wait_metric(&published, |count| count > 0.5, SOON).await;
+    let before = gauges(&scrape(&agent, "").await.1);
+    assert!(before.len() > 8, "{before:?}");
+    for pass in 0..3 {
+        // What the agent tells of an entry that comes and goes shows that it has gone through all of them.
+        let passing = disks.join(format!("passing-{pass}"));
+        fs::create_dir(&passing).expect("a directory can be made");
+        let ignored = format!("mooring_volumes{{class=\"{class}\",verdict=\"NotAMountPoint\"}}");
+        agent.wait_metric(&ignored, |count| count > 0.5, SOON).await;
+        fs::remove_dir(&passing).expect("a directory can be removed");
+        let deadline = std::time::Instant::now() + SOON;
+        while agent.metric(&ignored).await.is_some() {
+            assert!(std::time::Instant::now() < deadline, "{ignored} is still there");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(gauges(&scrape(&agent, "").await.1), before);
+    }
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn how_far_a_wipe_is_shows_while_it_runs() {
+    let node = TestNode::new(shared(), "running").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let disk = LoopDisk::new(node.dir(), DEVICE);
+    let link = disk.link(&disks, "disk");
+    let slow = "volumeMode: Block\nwipe: {method: overwrite, passes: 1, bandwidth: 1Mi}";
+    let agent = start(&node, &[(&class, &disks, slow)]);
+    let pv = available(&node, &link).await;
+    let claim = node.bind(name(&pv)).await;
+    node.release(&claim).await;
+    let running = format!("{GO}proctable_running");
+    agent.wait_metric(&running, |count| count > 0.5, SOON).await;
+    let (done, planned) = (
+        format!("mooring_wipe_done_bytes{{class=\"{class}\"}}"),
+        format!("mooring_wipe_planned_bytes{{class=\"{class}\"}}"),
+    );
+    agent.wait_metric(&planned, |bytes| bytes >= DEVICE as f64, SOON).await;
+    let first = agent.wait_metric(&done, |bytes| bytes > 0.0, SOON).await;
+    let later = agent.wait_metric(&done, |bytes| bytes > first, SOON).await;
+    assert!(later < agent.metric(&planned).await.expect("it runs"));
+    node.annotate_node("mooring.dev/hold", Some("true")).await;
+    agent.wait_metric(&running, |count| count < 0.5, SOON).await;
+    assert_eq!((agent.metric(&done).await, agent.metric(&planned).await), (None, None));
+    assert_eq!(agent.metric("mooring_wipes_total{outcome=\"cancelled\"}").await, Some(1.0));
+    let failed = format!("{GO}persistentvolume_delete_failed_total{{mode=\"Block\",type=\"process\"}}");
+    assert_eq!(agent.metric(&failed).await, Some(0.0), "it was held, and did not fail");
+    drop(agent);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_volume_that_is_exchanged_is_counted_as_a_mismatch() {
+    let node = TestNode::new(shared(), "mismatch").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let volume = disks.join("v");
+    let _first = disk::ext4(&volume, 16 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    let pv = available(&node, &volume).await;
+    node.bind(name(&pv)).await;
+    assert_eq!(agent.metric("mooring_identity_mismatches_total").await, Some(0.0));
+    disk::umount(&volume);
+    let other = LoopDisk::new(node.dir(), 16 << 20);
+    other.format_ext4();
+    other.mount_ext4(&volume);
+    wait_verdict(&agent, &class, "v", "IdentityChanged").await;
+    agent.wait_metric("mooring_identity_mismatches_total", |count| count > 0.5, SOON).await;
+    assert_eq!(agent.metric("mooring_identity_mismatches_total").await, Some(1.0));
+    drop(agent);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn each_client_gets_the_format_that_it_asks_for_and_no_checker_complains() {
+    let Scene { node, agent, fast, _disks, .. } = scene("format").await;
+    let (kind, plain) = scrape(&agent, "").await;
+    assert_eq!(kind, "text/plain; version=0.0.4; charset=utf-8");
+    assert_eq!(complaints(&plain), "", "{plain}");
+    // As the Go client writes it, to the letter.
+    for line in [
+        format!("# TYPE {GO}persistentvolume_discovery_total counter"),
+        format!("# TYPE {GO}persistentvolume_capacity_bytes gauge"),
+        format!("{GO}persistentvolume_discovery_duration_seconds_bucket{{le=\"10\",mode=\"Filesystem\"}} 3"),
+    ] {
+        assert!(plain.lines().any(|other| other == line), "{line} is missing in\n{plain}");
+    }
+    let (kind, open) = scrape(&agent, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5").await;
+    assert_eq!(kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(open.ends_with("\n# EOF\n") && !plain.contains("# EOF"), "{open}");
+    assert!(open.contains(&format!("# TYPE {GO}persistentvolume_discovery counter\n")), "{open}");
+    let series = |text: &str| -> BTreeSet<String> {
+        let samples = text.lines().filter(|line| !line.starts_with('#') && !line.contains("le=\""));
+        samples.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
+    };
+    // Calls may have been made between the two for the first time.
+    assert!(series(&plain).is_subset(&series(&open)), "{plain}\n{open}");
+    assert!(plain.contains(&fast));
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn every_family_is_documented_and_every_documented_one_is_there() {
+    let Scene { node, agent, .. } = scene("documented").await;
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).expect("it is there");
+    // | `name` | type | `label`, `label` | meaning | what to do |
+    let mut documented: BTreeMap<&str, (&str, BTreeSet<&str>)> = BTreeMap::new();
+    for row in page.lines().filter(|line| line.starts_with("| `mooring_") || line.starts_with(&format!("| `{GO}"))) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert_eq!(cells.len(), 5, "{row}");
+        let of_labels = cells[2].split('`').skip(1).step_by(2).collect();
+        documented.insert(cells[0].trim_matches('`'), (cells[1], of_labels));
+    }
+    let (_, text) = scrape(&agent, "").await;
+    let (families, labels) = (families(&text), labels(&text));
+    let told: BTreeMap<&str, &str> = documented.iter().map(|(name, (kind, _))| (*name, *kind)).collect();
+    assert_eq!(told, families);
+    for (family, names) in labels {
+        assert_eq!(documented[family].1, names, "the labels of {family}");
+    }
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn every_family_is_described_before_anything_has_happened() {
+    let Scene { node, agent, .. } = scene("described").await;
+    let idle_node = TestNode::new(shared(), "idle").await;
+    let class = idle_node.class("fast", "Delete").await;
+    let idle = start(&idle_node, &[(&class, &idle_node.discovery_dir("disks"), "")]);
+    wait_ready(&idle).await;
+    let (busy_text, idle_text) = (scrape(&agent, "").await.1, scrape(&idle, "").await.1);
+    assert_eq!(families(&busy_text), families(&idle_text));
+    assert_eq!(complaints(&idle_text), "", "{idle_text}");
+    drop((agent, idle));
+    node.clean_up().await;
+    idle_node.clean_up().await;
+}
