@@ -64,7 +64,7 @@ lint: setup ## Check form, lints and the direction of imports
 	$(CARGO) clippy --all-targets -- -D warnings
 	tests/lint/imports-test
 	tests/lint/imports src
-	@unformatted=$$(gofmt -l tests/cluster); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l tests/cluster tests/fixtures); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	cd tests/cluster && CGO_ENABLED=0 $(GO) vet -trimpath ./...
 	for script in $$(grep -rlI '^#!/bin/sh' tests); do sh -n "$$script" || exit 1; done
 	bash -n .ci/run

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -78,14 +79,15 @@ pub struct AgentArgs {
     #[arg(long, default_value = "text", value_enum)]
     pub log_format: LogFormat,
     /// Verbosity: 4 and more show each decision
-    #[arg(long = "v", short = 'v', default_value_t = 0, value_name = "N")]
-    pub verbosity: u8,
+    #[arg(long = "v", short = 'v', default_value_t = 0, value_name = "N", allow_negative_numbers = true)]
+    pub verbosity: i32,
     /// Accepted and not needed: discovery does not poll
-    #[arg(long, hide = true)]
-    pub discovery_period: Option<String>,
-    /// Accepted and not needed
-    #[arg(long, hide = true)]
-    pub config_sync_period: Option<String>,
+    #[arg(long, hide = true, value_parser = period)]
+    pub discovery_period: Option<Duration>,
+    /// The config is read anew when its directory changes; and this often, should that not
+    /// be noticed
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = period)]
+    pub config_sync_period: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -156,6 +158,12 @@ pub enum LogFormat {
     Json,
 }
 
+/// A duration in Go's form, above zero.
+fn period(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok().filter(jiff::SignedDuration::is_positive);
+    parsed.map(jiff::SignedDuration::unsigned_abs).ok_or_else(|| "expected a duration such as 10s or 1m30s".to_owned())
+}
+
 /// A path for a page that no other page has.
 fn page_path(text: &str) -> Result<String, String> {
     let plain = text.starts_with('/') && text.chars().all(|c| c.is_ascii_alphanumeric() || "/-_.~".contains(c));
@@ -166,21 +174,25 @@ fn page_path(text: &str) -> Result<String, String> {
     }
 }
 
-/// klog's flags that have no meaning here. Old manifests carry them.
-const KLOG_FLAGS: [&str; 13] = [
-    "logtostderr",
-    "alsologtostderr",
-    "stderrthreshold",
-    "vmodule",
-    "log_dir",
-    "log_file",
-    "log_file_max_size",
-    "log_backtrace_at",
-    "add_dir_header",
-    "skip_headers",
-    "skip_log_headers",
-    "one_output",
-    "master",
+/// Flags of klog and glog that have no meaning here, and whether they take a value as the
+/// next word; Go's boolean flags take one after "=" only. Old manifests carry them.
+/// `master` is the Kubernetes client's.
+const IGNORED: [(&str, bool); 15] = [
+    ("add_dir_header", false),
+    ("alsologtostderr", false),
+    ("alsologtostderrthreshold", true),
+    ("legacy_stderr_threshold_behavior", false),
+    ("log_backtrace_at", true),
+    ("log_dir", true),
+    ("log_file", true),
+    ("log_file_max_size", true),
+    ("logtostderr", false),
+    ("master", true),
+    ("one_output", false),
+    ("skip_headers", false),
+    ("skip_log_headers", false),
+    ("stderrthreshold", true),
+    ("vmodule", true),
 ];
 
 /// Reads the command line, and says which flags of it were ignored.
@@ -216,20 +228,11 @@ fn normalize(args: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<St
         };
         let flag = text.trim_start_matches('-');
         let name = flag.split_once('=').map_or(flag, |(name, _)| name);
-        if KLOG_FLAGS.contains(&name) {
+        // Programs that read them by pflag write them with hyphens.
+        let klog_name = name.replace('-', "_");
+        if let Some((_, takes_value)) = IGNORED.into_iter().find(|(known, _)| *known == klog_name) {
             ignored.push(text.to_owned());
-            // Go's boolean flags take a value only after "=", the others also as the
-            // next word.
-            let takes_value = [
-                "stderrthreshold",
-                "vmodule",
-                "log_dir",
-                "log_file",
-                "log_file_max_size",
-                "log_backtrace_at",
-                "master",
-            ];
-            if !flag.contains('=') && takes_value.contains(&name) {
+            if takes_value && !flag.contains('=') {
                 rest.next();
             }
         } else if text.starts_with("--") || name.len() == 1 {
@@ -308,11 +311,57 @@ mod tests {
         assert_eq!(ignored, ["-logtostderr", "--stderrthreshold"]);
         assert_eq!(agent(&["agent", "-v", "2"]).0.verbosity, 2);
         assert_eq!(agent(&["-v=5", "--v=6"]).0.verbosity, 6, "the last one wins, as in Go");
+        assert_eq!(agent(&["--v", "4", "--listen-address", ":1"]).0.verbosity, 4);
+        assert_eq!(agent(&["-v=-1"]).0.verbosity, -1);
+        assert_eq!(agent(&["--config-sync-period=1m30s"]).0.config_sync_period.as_secs(), 90);
+        assert_eq!(agent(&[]).0.config_sync_period.as_secs(), 10);
+    }
+
+    #[test]
+    fn every_flag_of_klog_is_ignored_with_its_value() {
+        for (name, takes_value) in IGNORED {
+            for dashes in ["-", "--"] {
+                let mut line = vec![format!("{dashes}{name}")];
+                if takes_value {
+                    // Go takes the next word, whatever it looks like.
+                    line.push("-x".to_owned());
+                }
+                line.extend([format!("{dashes}{}=true", name.replace('_', "-")), "--v=4".to_owned()]);
+                let (args, ignored) = agent(&line.iter().map(String::as_str).collect::<Vec<_>>());
+                assert_eq!((args.verbosity, ignored.len()), (4, 2), "{line:?}");
+            }
+        }
+        let (args, _) = agent(&["--logtostderr", "--metrics-path", "/m", "-alsologtostderr"]);
+        assert_eq!(args.metrics_path, "/m", "a boolean flag takes no value as the next word");
+    }
+
+    #[test]
+    fn an_unknown_flag_is_told_with_the_one_that_is_meant() {
+        for (bad, meant) in [
+            ("-listen-adress=:9090", "--listen-address"),
+            ("--metric-path=/m", "--metrics-path"),
+            ("--config-sync-perod=1s", "--config-sync-period"),
+            ("--discovery-perod=1s", "--discovery-period"),
+        ] {
+            let error = parse(["mooring", bad].map(OsString::from)).expect_err(bad);
+            let text = error.to_string();
+            assert!(error.exit_code() == 2 && text.contains("unexpected argument") && text.contains(meant), "{text}");
+        }
     }
 
     #[test]
     fn an_unknown_flag_or_unusable_value_is_an_error() {
-        for bad in ["--no-such-flag", "--metrics-path=metrics", "--metrics-path=/ready", "--metrics-path="] {
+        for bad in [
+            "--no-such-flag",
+            "--metrics-path=metrics",
+            "--metrics-path=/ready",
+            "--metrics-path=",
+            "--config-sync-period=0s",
+            "--discovery-period=5",
+            "--discovery-period=-1s",
+            "--v=much",
+            "-v4",
+        ] {
             assert!(parse(["mooring", bad].map(OsString::from)).is_err(), "{bad}");
         }
     }

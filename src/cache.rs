@@ -16,18 +16,23 @@ use crate::volume::{NodeFacts, StorageClassFacts};
 pub enum Event {
     /// This Node, or what is wrong with it.
     Node(Result<NodeFacts, String>),
+    /// Whether this Node is watched; else it is read every minute.
+    NodeWatched(bool),
+    /// Whether PVs may be patched. If not, PVs of the Go provisioner stay without our
+    /// label, and all PVs are watched.
+    MayPatch(bool),
     /// A storage class is there.
     Class(String, StorageClassFacts),
     /// A storage class is gone.
     ClassGone(String),
     /// These are all the storage classes.
     ClassesListed(BTreeSet<String>),
-    /// A PV with our label is there.
+    /// A PV that is watched is there.
     Pv(Decoded),
-    /// A list of the PVs with our label has this one. What a list says holds, also when it
+    /// A list of the PVs that are watched has this one. What a list says holds, also when it
     /// is older than what was known: the API server's data may have been restored.
     PvListed(Decoded),
-    /// A PV has left the watch of our label: it is gone, or only its label is. (The
+    /// A PV has left the watch: it is gone, or only its label is. (The
     /// object that the API server sends along does not tell which.)
     PvLeft {
         /// Its name.
@@ -37,7 +42,7 @@ pub enum Event {
         /// What it was like at last.
         last: Decoded,
     },
-    /// These are all the PVs with our label.
+    /// These are all the PVs that are watched.
     PvsListed(BTreeSet<String>),
     /// The sweep met a PV of this node.
     Swept(Decoded),
@@ -49,6 +54,8 @@ pub enum Event {
 #[derive(Debug, Default)]
 pub struct Cache {
     node: Option<Result<NodeFacts, String>>,
+    node_is_read: bool,
+    may_patch: Option<bool>,
     classes: BTreeMap<String, StorageClassFacts>,
     owned: BTreeMap<String, OwnedPv>,
     suspects: BTreeSet<String>,
@@ -67,6 +74,8 @@ impl Cache {
                 self.node = Some(node);
                 changed
             }
+            Event::NodeWatched(watched) => std::mem::replace(&mut self.node_is_read, !watched) == watched,
+            Event::MayPatch(may) => self.may_patch.replace(may) != Some(may),
             Event::Class(name, facts) => self.classes.insert(name, facts.clone()) != Some(facts),
             Event::ClassGone(name) => self.classes.remove(&name).is_some(),
             Event::ClassesListed(names) => {
@@ -88,7 +97,7 @@ impl Cache {
                 // know may be gone since.
                 if let Decoded::Owned(owned) = &decoded
                     && self.pvs_listed
-                    && owned.labelled
+                    && (owned.labelled || self.watches_all())
                     && !self.owned.contains_key(&owned.name)
                 {
                     let name = owned.name.clone();
@@ -114,9 +123,10 @@ impl Cache {
                 }
             }
             Event::PvsListed(names) => {
+                let all = self.watches_all();
                 let missing = self.owned.iter().filter(|(name, owned)| {
-                    // A PV without our label never was in the list.
-                    !names.contains(*name) && owned.labelled
+                    // A PV without our label never was in the list of those that have it.
+                    !names.contains(*name) && (owned.labelled || all)
                 });
                 self.suspects.extend(missing.map(|(name, _)| name.clone()));
                 self.pvs_listed = true;
@@ -197,14 +207,39 @@ impl Cache {
 
     /// Makes sure that what no watch shows is looked at again: our PVs without label.
     pub fn suspect_unlabelled(&mut self) {
-        let unlabelled = self.owned.values().filter(|owned| !owned.labelled);
+        let all = self.watches_all();
+        let unlabelled = self.owned.values().filter(|owned| !owned.labelled && !all);
         self.suspects.extend(unlabelled.map(|owned| owned.name.clone()));
     }
 
     /// Forgets the PVs; they are read anew for another Node.
     pub fn forget_pvs(&mut self) {
         let kept = std::mem::take(self);
-        *self = Self { node: kept.node, classes: kept.classes, classes_listed: kept.classes_listed, ..Self::default() };
+        *self = Self {
+            node: kept.node,
+            node_is_read: kept.node_is_read,
+            may_patch: kept.may_patch,
+            classes: kept.classes,
+            classes_listed: kept.classes_listed,
+            ..Self::default()
+        };
+    }
+
+    /// Whether the watch shows our PVs without our label too.
+    fn watches_all(&self) -> bool {
+        self.may_patch == Some(false)
+    }
+
+    /// Whether PVs may be patched, once that is known.
+    #[must_use]
+    pub fn may_patch(&self) -> Option<bool> {
+        self.may_patch
+    }
+
+    /// Whether this Node is only read now and then.
+    #[must_use]
+    pub fn node_is_read(&self) -> bool {
+        self.node_is_read
     }
 
     /// This Node, when it is there and usable.

@@ -160,3 +160,37 @@ fn an_answer_that_the_watch_has_overtaken_does_not_bring_a_pv_back() {
     cache.learn(&answer, false);
     assert!(cache.suspects().contains(&name), "it is still to be looked at");
 }
+
+#[test]
+fn where_all_pvs_are_watched_one_without_label_is_missed_and_never_suspect_by_itself() {
+    let mut cache = Cache::default();
+    assert!(cache.apply(Event::MayPatch(false)) && !cache.apply(Event::MayPatch(false)));
+    let legacy = OwnedPv { labelled: false, ..at_version("a", 1) };
+    cache.apply(seen(legacy.clone()));
+    cache.suspect_unlabelled();
+    assert!(cache.suspects().is_empty(), "the watch shows it");
+    cache.apply(Event::PvsListed([legacy.name.clone()].into()));
+    assert!(cache.suspects().is_empty());
+    cache.apply(Event::PvsListed(BTreeSet::new()));
+    assert!(cache.suspects().contains(&legacy.name), "a list of all PVs lacks it");
+    // By its label, it is in no list.
+    let mut cache = Cache::default();
+    cache.apply(Event::MayPatch(true));
+    cache.apply(seen(legacy.clone()));
+    cache.apply(Event::PvsListed(BTreeSet::new()));
+    assert!(cache.suspects().is_empty());
+    cache.suspect_unlabelled();
+    assert!(cache.suspects().contains(&legacy.name));
+    // What may be done is not forgotten with the PVs.
+    cache.forget_pvs();
+    assert_eq!(cache.may_patch(), Some(true));
+}
+
+#[test]
+fn a_node_is_watched_or_read_and_only_a_change_of_that_is_one() {
+    let mut cache = Cache::default();
+    assert!(!cache.apply(Event::NodeWatched(true)) && !cache.node_is_read());
+    assert!(cache.apply(Event::NodeWatched(false)) && cache.node_is_read());
+    assert!(!cache.apply(Event::NodeWatched(false)));
+    assert!(cache.apply(Event::NodeWatched(true)) && !cache.node_is_read());
+}

@@ -8,7 +8,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{Event, PersistentVolume};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume};
 use kube::api::{Api, DeleteParams, ListParams, ObjectList, Patch, PatchParams, PostParams, Preconditions};
 use kube::config::KubeConfigOptions;
 use kube::runtime::watcher;
@@ -24,6 +25,7 @@ use crate::pv::{
     Seen, Volume, WIPE_FINALIZER,
 };
 use crate::reclaim::Fence;
+use crate::taint::Removal;
 use crate::volume::Capacity;
 
 /// No single call takes longer; past it, the outcome is unknown.
@@ -55,6 +57,19 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// Whether the API server's authorizer, and not a policy, has refused to patch a PV.
+    #[must_use]
+    pub fn lacks_patch(&self) -> bool {
+        matches!(self, Self::Forbidden(text) if text.contains("cannot patch resource \"persistentvolumes\""))
+    }
+
+    /// Whether the authorizer has refused for want of roles that it had not read yet, as one
+    /// does that has just been started.
+    #[must_use]
+    pub fn is_unready(&self) -> bool {
+        matches!(self, Self::Forbidden(text) if text.contains(" RBAC: "))
+    }
+
     fn outcome(&self) -> &'static str {
         if matches!(self, Self::Unknown(_)) { "unknown" } else { "refused" }
     }
@@ -204,6 +219,40 @@ impl Cluster {
         self.call("get", self.pvs.get_opt(name)).await
     }
 
+    /// The Node of that name as it is now, if there is one.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn node(&self, name: &str) -> Result<Option<Node>, ApiError> {
+        let nodes = Api::<Node>::all(self.pvs.clone().into_client());
+        self.call("get", nodes.get_opt(name)).await
+    }
+
+    /// Whether the ServiceAccount may do this to every object of a resource of the core
+    /// group. Every ServiceAccount may ask, by `system:basic-user`.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn may(&self, verb: &str, resource: &str) -> Result<bool, ApiError> {
+        let attributes = ResourceAttributes {
+            verb: Some(verb.to_owned()),
+            resource: Some(resource.to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let spec = SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(attributes),
+            ..SelfSubjectAccessReviewSpec::default()
+        };
+        let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
+        let reviews = Api::<SelfSubjectAccessReview>::all(self.pvs.clone().into_client());
+        let answer = self.call("review", reviews.create(&PostParams::default(), &review)).await?;
+        let status = answer.status.unwrap_or_default();
+        match status.evaluation_error.filter(|_| !status.allowed) {
+            Some(error) => Err(ApiError::Unknown(error)),
+            None => Ok(status.allowed),
+        }
+    }
+
     /// Makes a PV.
     ///
     /// # Errors
@@ -313,7 +362,7 @@ impl Cluster {
         self.patch(&pv.name, &json!({ "metadata": metadata })).await
     }
 
-    /// Removes the PV that the warrant is for. A wiped one is Terminating: our finalizer is
+    /// Removes the PV that the warrant is for. A wiped one is Terminating, if it was fenced: our finalizer is
     /// taken off, and with it the PV goes, once nothing else keeps it. Any other is deleted,
     /// if nothing at all has changed on it.
     ///
@@ -327,6 +376,7 @@ impl Cluster {
                 let metadata = json!({ "uid": fence.uid(), "$deleteFromPrimitiveList/finalizers": [WIPE_FINALIZER] });
                 self.patch(fence.pv(), &json!({ "metadata": metadata })).await.map(Some)
             }
+            Warrant::WipedUnfenced(_, release) => self.delete(release.seen()).await,
             Warrant::Blank(blank) => self.delete(blank.seen()).await,
             Warrant::Unclaimed(unclaimed) => self.delete(unclaimed.seen()).await,
             Warrant::Retired(seen) => self.delete(seen).await,
@@ -337,6 +387,25 @@ impl Cluster {
         let params = DeleteParams::default()
             .preconditions(Preconditions { uid: Some(pv.uid.clone()), resource_version: Some(pv.version.clone()) });
         Ok(self.counted_call("delete", self.pvs.delete(&pv.name, &params)).await?.left())
+    }
+
+    /// Takes a taint off a Node, if its taints are as they were seen.
+    ///
+    /// # Errors
+    /// [`ApiError::Conflict`] when they are not.
+    pub async fn untaint(&self, removal: &Removal) -> Result<(), ApiError> {
+        let request = http::Request::patch(format!("/api/v1/nodes/{}", removal.node()))
+            .header(http::header::CONTENT_TYPE, "application/json-patch+json")
+            .body(removal.patch().to_string().into_bytes())
+            .expect("the name of a Node is fit for a path");
+        match self.call("patch", self.pvs.clone().into_client().request::<Node>(request)).await {
+            Ok(_) => Ok(()),
+            // All that the API server says of a test in a JSON patch that fails.
+            Err(ApiError::Rejected(message)) if message.contains("due to an error in our request") => {
+                Err(ApiError::Conflict("its taints are others than were seen".to_owned()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Records an Event.
@@ -352,5 +421,23 @@ impl Cluster {
     async fn patch(&self, name: &str, patch: &serde_json::Value) -> Result<PersistentVolume, ApiError> {
         let (params, patch) = (PatchParams::default(), Patch::Strategic(patch));
         self.call("patch", self.pvs.patch(name, &params, &patch)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ApiError;
+
+    #[test]
+    fn a_refusal_by_rbac_is_told_from_one_by_a_policy_and_from_one_that_passes() {
+        let error = |text: &str| ApiError::Forbidden(text.to_owned());
+        let rbac = "persistentvolumes \"local-pv-1\" is forbidden: User \"system:serviceaccount:m:m\" cannot patch \
+                    resource \"persistentvolumes\" in API group \"\" at the cluster scope";
+        assert!(error(rbac).lacks_patch() && !error(rbac).is_unready());
+        let unready = format!("{rbac}: RBAC: clusterrole.rbac.authorization.k8s.io \"mooring\" not found");
+        assert!(error(&unready).lacks_patch() && error(&unready).is_unready());
+        let policy = "persistentvolumes \"local-pv-1\" is forbidden: ValidatingAdmissionPolicy 'mooring-fence' with \
+                      binding 'mooring-fence' denied request: the volume is being wiped";
+        assert!(!error(policy).lacks_patch());
     }
 }

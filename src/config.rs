@@ -6,6 +6,7 @@
 mod class;
 mod duration;
 mod fit;
+mod former;
 mod keys;
 mod neighbours;
 mod problem;
@@ -14,6 +15,7 @@ mod wipe;
 pub(crate) mod yaml;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{NodeSelectorTerm, Toleration};
@@ -25,6 +27,7 @@ use crate::volume::{AccessMode, VolumeMode};
 use fit::{Data, Fitter, Value};
 use keys::CLASSES;
 
+pub use former::Former;
 pub use keys::known as known_keys;
 pub use problem::{ConfigError, Place, Problem, Severity};
 pub use wipe::DirtyPolicy;
@@ -56,6 +59,12 @@ pub struct Config {
     /// `provisionerNotReadyNodeTaintKey`, with `removeNodeNotReadyTaint`: the key of the
     /// taint that is taken off the Node once its volumes are published.
     pub start_up_taint: Option<String>,
+    /// `holdTaintForBoundVolumes`: that taint stays while the volume of a claim is missing.
+    pub hold_taint_for_bound_volumes: bool,
+    /// Classes that are configured no more, but may have PVs; the latest first.
+    pub former: Vec<Former>,
+    /// The text of `storageClassMap`.
+    map: Arc<str>,
 }
 
 /// One entry of `storageClassMap`.
@@ -135,7 +144,12 @@ impl Config {
         let mut problems = fitter.problems;
         problems.sort();
         match config {
-            Some(config) if !problems.iter().any(Problem::is_error) => Ok(Parsed { config, warnings: problems }),
+            Some(config) if !problems.iter().any(Problem::is_error) => {
+                let map =
+                    files.iter().find(|(key, _)| key.eq_ignore_ascii_case(CLASSES)).map(|(_, text)| text.as_str());
+                let config = Self { map: map.unwrap_or_default().into(), ..config };
+                Ok(Parsed { config, warnings: problems })
+            }
             _ => Err(ConfigError { problems }),
         }
     }
@@ -149,7 +163,7 @@ impl Config {
     /// The directories to look at, each once, as this process sees them.
     #[must_use]
     pub fn mount_dirs(&self) -> std::collections::BTreeSet<String> {
-        self.classes.iter().map(|class| class.mount_dir.clone()).collect()
+        self.present_and_former().map(|class| class.mount_dir.clone()).collect()
     }
 }
 
@@ -210,7 +224,7 @@ fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option
     let withdraw_after = withdraw_after(fitter, values.get("withdrawAfter"));
     let start_up_taint = start_up_taint(fitter, values, flag("removeNodeNotReadyTaint"));
     Some(Config {
-        classes: classes?,
+        classes,
         node_labels,
         labels,
         use_node_name_only: flag("useNodeNameOnly"),
@@ -224,32 +238,31 @@ fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option
             .map(|value| value.elements().iter().map(Value::decode).collect())
             .unwrap_or_default(),
         start_up_taint,
+        hold_taint_for_bound_volumes: flag("holdTaintForBoundVolumes"),
+        former: Vec::new(),
+        map: "".into(),
     })
 }
 
-fn classes(fitter: &mut Fitter, value: Option<&Value>) -> Option<Vec<Class>> {
+fn classes(fitter: &mut Fitter, value: Option<&Value>) -> Vec<Class> {
     CLASSES.clone_into(&mut fitter.key);
-    let Some(Value { data: Data::Map(entries), .. }) = value else {
-        // What does not fit was told.
-        if !fitter.problems.iter().any(|problem| problem.is_error() && problem.key.eq_ignore_ascii_case(CLASSES)) {
-            fitter.error(None, no_classes());
-        }
-        return None;
+    let no_classes = BTreeMap::new();
+    let entries = match value {
+        Some(Value { data: Data::Map(entries), .. }) => entries,
+        _ => &no_classes,
     };
-    if entries.is_empty() {
-        fitter.error(value.map(|value| value.place), no_classes());
-        return None;
+    // What did not fit was told.
+    if entries.is_empty() && !fitter.has_error(CLASSES) {
+        let problem =
+            format!("the key {CLASSES} is missing or empty: name at least one class with hostDir and mountDir");
+        fitter.error(value.map(|value| value.place), problem);
     }
     let read = entries.iter().map(|(name, (at, entry))| (*at, class::read(fitter, name, *at, entry)));
     let read: Vec<(Place, Option<Class>)> = read.collect();
     let (places, classes): (Vec<Place>, Vec<Class>) =
         read.into_iter().filter_map(|(at, class)| Some((at, class?))).unzip();
     neighbours::check(fitter, &classes, &places);
-    Some(classes)
-}
-
-fn no_classes() -> String {
-    format!("the key {CLASSES} is missing or empty: name at least one class with hostDir and mountDir")
+    classes
 }
 
 fn node_labels(fitter: &mut Fitter, value: Option<&Value>) -> Vec<String> {

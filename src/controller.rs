@@ -4,8 +4,11 @@
 
 mod act;
 mod books;
+mod limits;
+mod reload;
 mod results;
 mod scribe;
+mod taint;
 mod tell;
 mod turns;
 
@@ -16,7 +19,7 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::admin::View;
 use crate::brake::{self, Brake};
@@ -24,6 +27,7 @@ use crate::cache::{Cache, Event, feed};
 use crate::cleanup_job::Site;
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::config_dir::{Loaded, Reading};
 use crate::deleter::Control;
 use crate::discovery::{self, Finding, Listing, Snapshot};
 use crate::events::{self, About, Events};
@@ -33,12 +37,14 @@ use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
 use crate::pv::{self, Decoded};
-use crate::report::Totals;
+use crate::reclaim::Release;
 use crate::state_dir::StateDir;
 use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
 use act::{Done, Jobs, Tools};
 use books::Books;
+use limits::Limits;
+use taint::Untainting;
 use tell::Teller;
 use turns::Turns;
 
@@ -59,8 +65,12 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the controller works with.
 pub struct Parts {
-    /// The config in force.
-    pub config: Config,
+    /// The config, with the former classes that the state directory knows.
+    pub config: Loaded,
+    /// What is read when it changes.
+    pub readings: mpsc::UnboundedReceiver<Reading>,
+    /// What the state directory has of the config, for [`Config::recall`].
+    pub remembered: Vec<u8>,
     /// Name of this Node.
     pub node_name: String,
     /// Reads and writes PVs.
@@ -84,6 +94,10 @@ pub struct Parts {
 /// The loop and its state.
 pub struct Controller {
     config: Config,
+    config_hash: u64,
+    /// It comes into force when its directories have been looked at.
+    next_config: Option<Loaded>,
+    readings: mpsc::UnboundedReceiver<Reading>,
     node_name: String,
     scanner: Scanner,
     cluster: Cluster,
@@ -105,8 +119,10 @@ pub struct Controller {
     teller: Teller,
     /// Events, until it is known who sends them.
     unsent: Option<mpsc::Receiver<events::Event>>,
+    limits: Limits,
     turns: Turns,
     brake: Option<Brake>,
+    untainting: Untainting,
     random: u64,
     queue: VecDeque<Action>,
     work: JoinSet<Done>,
@@ -129,18 +145,23 @@ impl Controller {
     /// # Errors
     /// When a thread or the inotify instance can't be had.
     pub fn start(parts: Parts) -> anyhow::Result<Self> {
-        let scanner = Scanner::start(parts.config.mount_dirs())?;
+        let Loaded { config, hash: config_hash } = parts.config;
+        let scanner = Scanner::start(config.mount_dirs())?;
         let (event_sender, events) = mpsc::channel(64);
         let (stop, stopped) = watch::channel(false);
-        let resync_at = Instant::now() + next_resync(&parts.config);
+        let resync_at = Instant::now() + next_resync(&config);
         let (notices, unsent) = parts.events;
-        let (books, scribe) = Books::open(parts.ledger, parts.state);
+        let (mut books, scribe) = Books::open(parts.ledger, parts.remembered, parts.state);
+        books.note_classes(config.remembered(), &scribe);
+        parts.metrics.config_last_reload_successful.set(1);
+        parts.metrics.config_hash.set(config_hash.cast_signed());
         let mut controller = Self {
             node_name: parts.node_name,
             tools: Tools {
                 cluster: parts.cluster.clone(),
                 node: None,
-                use_node_name_only: parts.config.use_node_name_only,
+                use_node_name_only: config.use_node_name_only,
+                may_patch: true,
                 stopped,
                 metrics: parts.metrics,
                 scribe,
@@ -150,10 +171,15 @@ impl Controller {
             unsent: Some(unsent),
             books,
             teller: Teller::default(),
-            turns: Turns::new(parts.config.max_parallel_wipes),
+            limits: Limits::default(),
+            turns: Turns::new(config.max_parallel_wipes),
             brake: None,
+            untainting: Untainting::default(),
             random: fastrand::u64(..),
-            config: parts.config,
+            config,
+            config_hash,
+            next_config: None,
+            readings: parts.readings,
             scanner,
             cluster: parts.cluster,
             watches: parts.watches,
@@ -200,6 +226,10 @@ impl Controller {
                 Some(event) = self.events.recv() => self.take_events(event),
                 Some(done) = self.work.join_next() => self.take_results(done),
                 () = self.books.written() => self.dirty = true,
+                () = self.untainting.progress(&self.tools.events) => self.dirty = true,
+                reading = self.readings.recv(), if !self.readings.is_closed() => self.take_reading(
+                    reading.unwrap_or_else(|| Err("its reader has ended by a defect; restart the agent".to_owned()))
+                ),
                 () = tokio::time::sleep_until(wake_at.into()) => self.tick(),
             }
             self.view.send_modify(|view| view.heartbeat = Instant::now());
@@ -236,9 +266,11 @@ impl Controller {
         }
         self.books.tick(&self.tools.scribe);
         if self.resync_at <= now {
+            debug!("Looking at everything again");
             self.resync_at = now + next_resync(&self.config);
             self.scanner.look_at_everything();
             self.cache.suspect_unlabelled();
+            self.ask_for_rights();
             self.dirty = true;
         }
     }
@@ -256,6 +288,7 @@ impl Controller {
 
     fn look_at_snapshot(&mut self) {
         let Some(snapshot) = self.scanner.snapshots.borrow_and_update().clone() else { return };
+        let is_configured = |directory: &str| self.config.classes.iter().any(|class| class.mount_dir == directory);
         for (directory, listing) in &snapshot.directories {
             let before = self.snapshot.as_ref().and_then(|before| before.directories.get(directory));
             match listing {
@@ -264,6 +297,9 @@ impl Controller {
                 }
                 Listing::Entries(_) => {}
                 _ if before == Some(listing) => {}
+                _ if !is_configured(directory) && self.next_config.is_none() => {
+                    info!(directory, "Former discovery directory can't be read");
+                }
                 Listing::Failed(error) => {
                     warn!(directory, error, "Discovery directory can't be read; create it, or correct mountDir");
                 }
@@ -273,12 +309,23 @@ impl Controller {
             }
         }
         self.memory.note_look(snapshot.began);
-        self.findings = discovery::discover(&self.config, &snapshot);
-        self.unseen = discovery::unseen(&self.config, &snapshot);
-        if self.snapshot.is_none() {
+        if !self.is_of_config(&snapshot) {
+            return;
+        }
+        let is_first = self.snapshot.is_none();
+        self.snapshot = Some(snapshot);
+        self.judge_snapshot();
+        if is_first {
             self.books.share_identities(&self.findings);
         }
-        self.snapshot = Some(snapshot);
+        self.change_config();
+    }
+
+    /// What the config makes of the snapshot.
+    fn judge_snapshot(&mut self) {
+        let Some(snapshot) = self.snapshot.as_deref() else { return };
+        self.findings = discovery::discover(&self.config, snapshot);
+        self.unseen = discovery::unseen(&self.config, snapshot);
         self.dirty = true;
     }
 
@@ -295,6 +342,12 @@ impl Controller {
                     // What an admin says does not wait for what failed before it was said.
                     if self.cache.owned().get(&owned.name).is_some_and(|before| owned.says_more_than(before)) {
                         self.memory.forget_setback(&owned.name);
+                    }
+                    // Without a fence, nothing else keeps a claim from a volume that is wiped.
+                    let before = self.cache.owned().get(&owned.name);
+                    let is_over = || before.and_then(Release::of).is_some_and(|before| before.is_over(owned));
+                    if let Some(control) = self.reclaiming.get(&owned.name).filter(|_| !owned.fenced && is_over()) {
+                        control.cancel();
                     }
                     // It ends the look into a quarantined volume, too.
                     if let Some(control) =
@@ -313,7 +366,12 @@ impl Controller {
                 }
                 _ => {}
             }
+            let rights = matches!(event, Event::MayPatch(_));
+            let may_patch = self.cache.may_patch();
             self.dirty |= self.cache.apply(event);
+            if rights {
+                self.heed_rights(may_patch);
+            }
             next = self.events.try_recv().ok();
         }
         self.feed_pvs();
@@ -322,17 +380,21 @@ impl Controller {
     /// Begins to read what does not depend on the Node's identity.
     fn feed_cluster(&mut self) {
         let (client, events) = (&self.watches, &self.event_sender);
-        self.feeds.spawn(feed::node(client.clone(), self.node_name.clone(), events.clone()));
+        self.feeds.spawn(feed::node(self.cluster.clone(), client.clone(), self.node_name.clone(), events.clone()));
         self.feeds.spawn(feed::storage_classes(client.clone(), events.clone()));
     }
 
-    /// Begins to read PVs once the Node is known, and anew when it is another one.
+    /// Begins to read PVs once the Node is known, and anew when it is another one or signs
+    /// its PVs otherwise.
     fn feed_pvs(&mut self) {
         let Some(node) = self.cache.node() else { return };
         let fed_for = self.fed_for.as_ref();
-        if fed_for.is_some_and(|fed| fed.uid == node.uid && fed.hostname == node.hostname) {
+        let name_only = self.config.use_node_name_only;
+        let is_signed_alike = self.tools.use_node_name_only == name_only;
+        if fed_for.is_some_and(|fed| fed.uid == node.uid && fed.hostname == node.hostname) && is_signed_alike {
             return;
         }
+        self.tools.use_node_name_only = name_only;
         let node = node.clone();
         info!(node = node.name, uid = node.uid, hostname = node.hostname, "Node found");
         if fed_for.is_some() {
@@ -347,12 +409,9 @@ impl Controller {
             self.feeds.abort_all();
             self.feed_cluster();
         }
-        let name_only = self.config.use_node_name_only;
-        let (client, events) = (self.watches.clone(), self.event_sender.clone());
-        self.pv_feeds.spawn(feed::persistent_volumes(client, node.clone(), name_only, events.clone()));
-        self.pv_feeds.spawn(feed::sweep(self.cluster.clone(), node.clone(), name_only, events));
+        self.spawn_pv_feeds(&node);
         if let Some(unsent) = self.unsent.take() {
-            let component = pv::provisioner_name(&node, name_only);
+            let component = pv::provisioner_name(&node, self.config.use_node_name_only);
             self.sender.spawn(events::send_all(self.cluster.clone(), component, unsent));
         }
         self.tools.node = Some(Arc::new(node.clone()));
@@ -366,6 +425,7 @@ impl Controller {
             self.dirty = false;
             return;
         }
+        self.forget_former_classes();
         let now = Instant::now();
         for id in self.books.take_written() {
             let owned = self.cache.owned().values().find(|owned| owned.entry == Some(id.0));
@@ -389,6 +449,7 @@ impl Controller {
             ledger: self.books.ledger(),
             ledger_trouble: self.books.trouble(),
             durable: self.tools.scribe.is_durable(),
+            may_patch: self.tools.may_patch,
             memory: &self.memory,
             now,
             clock: jiff::Timestamp::now(),
@@ -398,6 +459,8 @@ impl Controller {
         self.memory.note_missing(plan.missing, now);
         self.memory.note_wanted(plan.wanted, now);
         self.memory.note_mass_release(plan.mass_release, now);
+        self.tell_taken(&plan.records);
+        self.tell_limits();
         self.books.note(plan.records, &self.tools.scribe);
         self.heed_brakes(plan.brake);
         self.dirty = false;
@@ -410,6 +473,7 @@ impl Controller {
                 self.memory.begin_offering(action.pv(), creation.found_at);
             }
         }));
+        let totals = self.take_stock(&plan.entries);
         self.view.send_modify(|view| {
             if view.readiness.is_err() {
                 view.readiness = Ok(());
@@ -418,7 +482,7 @@ impl Controller {
             let (owned, events) = (self.cache.owned(), &self.tools.events);
             self.teller.tell_busy(&plan.entries, owned, &self.node_name, events);
             let changed = view.status.update(plan.entries);
-            view.status.count(Totals::of(owned.values(), &self.config, &self.memory));
+            view.status.count(totals);
             let mismatches = changed.iter().filter(|entry| entry.verdict.reason == Reason::IdentityChanged);
             self.tools.metrics.identity_mismatches.inc_by(mismatches.count() as u64);
             self.teller.tell(&changed, owned, &self.node_name, events);

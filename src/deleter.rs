@@ -28,11 +28,11 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use crate::pv::Seen;
-use crate::reclaim::{Fence, Unclaimed};
+use crate::reclaim::{Fence, Release, Unclaimed};
 use crate::verdict::{Reason, Verdict};
 
 pub use by_job::{leave_to_job, verify_job};
-pub use claim::{claim, claim_by_hand, digest, inspect};
+pub use claim::{claim, claim_by_hand, claim_released, digest, inspect};
 pub use control::{Control, Phase};
 pub use look::{Blank, Offerable, blank, look};
 pub use tree::remove_contents;
@@ -40,8 +40,8 @@ pub use wipe::{Cursor, Job, Journal, MarkId, Unrecorded, read_mark};
 
 use wipe::Device;
 
-/// A volume that is ours alone: its PV is fenced, or `L` is the leave to wipe it by hand
-/// ([`ByHand`](crate::by_hand::ByHand)); its identity was compared on the open file, and
+/// A volume that is ours alone: its PV is fenced, or `L` is the leave to wipe it without a
+/// fence ([`Release`]) or by hand ([`ByHand`](crate::by_hand::ByHand)); its identity was compared on the open file, and
 /// a device is held exclusively.
 #[derive(Debug)]
 pub struct Claimed<L = Fence> {
@@ -105,6 +105,8 @@ pub struct Receipt {
 pub enum Warrant {
     /// Its volume was wiped and verified.
     Wiped(Verified),
+    /// The same without a fence, and the PV was seen Released from the same claim after.
+    WipedUnfenced(Verified<Release>, Release),
     /// It was quarantined, and nothing is on its volume.
     Blank(Blank),
     /// Nobody has claimed it, and its volume is gone or another one.
@@ -250,7 +252,7 @@ pub fn wipe<L>(claimed: Claimed<L>, mut job: Job<'_>, control: &Control) -> Resu
 
 fn destroy<L>(claimed: Claimed<L>, job: &mut Job<'_>, control: &Control) -> Result<Wiped<L>, WipeError> {
     let began = Instant::now();
-    control.check()?;
+    control.begin()?;
     match &claimed.volume {
         OpenVolume::Directory(root) => {
             control.enter(Phase::Removing);

@@ -2,12 +2,12 @@
 //! Pure: a [`Snapshot`] goes in (taken by `node::scan`), a [`Finding`] for each
 //! class and entry comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::{Class, Config};
+use crate::config::{Class, Config, Former};
 use crate::identity::{DeviceNumber, Identity};
 use crate::verdict::{Reason, Verdict};
 use crate::volume::{Capacity, VolumeMode};
@@ -110,6 +110,9 @@ pub struct Finding {
     /// A volume that the class can use, or why it is none. Says nothing of the
     /// pattern: a volume that has a PV is reclaimed whatever the pattern says now.
     pub outcome: Result<Candidate, Verdict>,
+    /// A directory in which the class was looked for before, as this process sees it, when
+    /// the entry is there and not where the class is now: nothing new is offered from there.
+    pub former: Option<Arc<str>>,
 }
 
 /// A volume that a PV can be made for.
@@ -122,41 +125,67 @@ pub struct Candidate {
 }
 
 /// Judges every entry for every class. Classes come in the order of their names,
-/// entries in the order of theirs.
+/// entries in the order of theirs; then those of former classes that are nowhere else.
 #[must_use]
 pub fn discover(config: &Config, snapshot: &Snapshot) -> Vec<Finding> {
     let mut findings = Vec::new();
     for class in &config.classes {
-        let Some(Listing::Entries(entries)) = snapshot.directories.get(&class.mount_dir) else { continue };
-        for entry in entries {
-            let name = entry.name.to_string_lossy();
-            findings.push(Finding {
-                class: class.name.clone(),
-                host_path: class.host_path(&name),
-                selected: class.pattern.matches(&name),
-                outcome: if entry.name.to_str().is_some() {
-                    judge(class, &name, &entry.observed)
-                } else {
-                    unsupported("its name is not valid UTF-8, which a PersistentVolume's path must be")
-                },
-                entry: name.into_owned(),
-            });
+        findings.extend(look_in(class, snapshot));
+    }
+    if config.former.is_empty() {
+        return findings;
+    }
+    let key = |finding: &Finding| (finding.class.clone(), finding.host_path.clone());
+    let mut found: HashSet<_> = findings.iter().map(key).collect();
+    for Former { class, .. } in &config.former {
+        let place: Arc<str> = class.mount_dir.as_str().into();
+        for finding in look_in(class, snapshot) {
+            if found.insert(key(&finding)) {
+                findings.push(Finding { selected: false, former: Some(Arc::clone(&place)), ..finding });
+            }
         }
     }
     findings
 }
 
-/// The classes whose directory could not be looked at, with the verdict that holds for
-/// all that is in it. Nothing may be concluded from what they do not show.
+/// Judges the entries of a class's directory; there are none if it could not be read.
+fn look_in<'a>(class: &'a Class, snapshot: &'a Snapshot) -> impl Iterator<Item = Finding> + 'a {
+    let entries = match snapshot.directories.get(&class.mount_dir) {
+        Some(Listing::Entries(entries)) => entries.as_slice(),
+        _ => &[],
+    };
+    entries.iter().map(|entry| {
+        let name = entry.name.to_string_lossy();
+        Finding {
+            class: class.name.clone(),
+            host_path: class.host_path(&name),
+            selected: class.pattern.matches(&name),
+            outcome: if entry.name.to_str().is_some() {
+                judge(class, &name, &entry.observed)
+            } else {
+                unsupported("its name is not valid UTF-8, which a PersistentVolume's path must be")
+            },
+            former: None,
+            entry: name.into_owned(),
+        }
+    })
+}
+
+/// The directories, as this process sees them, that could not be looked at, with the
+/// verdict that holds for all that is in them. Nothing may be concluded from what they do
+/// not show.
 #[must_use]
 pub fn unseen(config: &Config, snapshot: &Snapshot) -> BTreeMap<String, Verdict> {
-    let why = |class: &Class| match snapshot.directories.get(&class.mount_dir) {
+    let why = |directory: &str| match snapshot.directories.get(directory) {
         Some(Listing::Entries(_)) => None,
-        Some(Listing::Failed(error)) => Some(format!("{} can't be read: {error}", class.mount_dir)),
-        Some(Listing::Unresponsive) | None => Some(format!("{} does not answer", class.mount_dir)),
+        Some(Listing::Failed(error)) => Some(format!("{directory} can't be read: {error}")),
+        Some(Listing::Unresponsive) | None => Some(format!("{directory} does not answer")),
     };
-    let verdict = |class: &Class| Some((class.name.clone(), Verdict::new(Reason::Unresponsive, why(class)?)));
-    config.classes.iter().filter_map(verdict).collect()
+    let verdict = |directory: String| {
+        let why = why(&directory)?;
+        Some((directory, Verdict::new(Reason::Unresponsive, why)))
+    };
+    config.mount_dirs().into_iter().filter_map(verdict).collect()
 }
 
 fn unsupported(detail: impl Into<String>) -> Result<Candidate, Verdict> {
@@ -259,6 +288,28 @@ mod tests {
         assert!(judged("Filesystem", b"a", mounted(4096)).selected);
         let excluded = judged("Filesystem", b"xa", mounted(4096));
         assert!(!excluded.selected && excluded.outcome.is_ok());
+    }
+
+    #[test]
+    fn a_former_directory_shows_only_what_is_not_where_the_class_is_now() {
+        let parse = |map: &str| Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map.to_owned())]));
+        let before = parse("{c: {hostDir: /h, mountDir: /m}, d: {hostDir: /d, mountDir: /d}}").expect("it is valid");
+        let mut config = parse("c: {hostDir: /h, mountDir: /n}").expect("it is valid");
+        config.succeed(&before);
+        let listing = |names: &[&str]| {
+            let entry = |name: &&str| Entry { name: name.into(), observed: mounted(4096) };
+            Listing::Entries(names.iter().map(entry).collect())
+        };
+        let listings = [("/n", listing(&["a"])), ("/m", listing(&["a", "b"])), ("/d", listing(&["a"]))];
+        let directories = listings.map(|(path, listing)| (path.to_owned(), listing)).into();
+        let snapshot = Snapshot { directories, began: std::time::Instant::now() };
+        let found = discover(&config, &snapshot);
+        let seen: Vec<_> =
+            found.iter().map(|one| (one.host_path.as_str(), one.former.as_deref(), one.selected)).collect();
+        assert_eq!(seen, [("/h/a", None, true), ("/h/b", Some("/m"), false), ("/d/a", Some("/d"), false)]);
+        assert!(unseen(&config, &snapshot).is_empty());
+        let nothing = unseen(&config, &Snapshot::default());
+        assert_eq!(nothing.keys().collect::<Vec<_>>(), ["/d", "/m", "/n"]);
     }
 
     fn number(text: &str) -> DeviceNumber {

@@ -37,11 +37,21 @@ const VOLUME_UNKNOWN_RECLAIM_POLICY: &str = "VolumeUnknownReclaimPolicy";
 pub const WORD_IGNORED: &str = "WordIgnored";
 /// Most volumes of the node were released at once.
 pub const MASS_RELEASE: &str = "MassRelease";
+/// A PV was taken from its wipe, which no fence guarded.
+pub const HALF_WIPED: &str = "HalfWiped";
+/// Something is missing, so that less can be promised.
+pub const LIMITED: &str = "Limited";
 /// The ledger can't be written.
 pub const LEDGER_NOT_WRITABLE: &str = "LedgerNotWritable";
+/// The start-up taint stays, because volumes that claims have are not there.
+pub const TAINT_HELD: &str = "StartUpTaintHeld";
+/// The start-up taint can't be taken off.
+pub const TAINT_NOT_REMOVED: &str = "StartUpTaintNotRemoved";
+/// A change of the config can't be used.
+pub const CONFIG_REJECTED: &str = "ConfigRejected";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 8] = [
+pub const REASONS: [&str; 13] = [
     VOLUME_DELETE,
     VOLUME_FAILED_DELETE,
     VOLUME_WIPED,
@@ -49,7 +59,12 @@ pub const REASONS: [&str; 8] = [
     VOLUME_UNKNOWN_RECLAIM_POLICY,
     WORD_IGNORED,
     MASS_RELEASE,
+    HALF_WIPED,
+    LIMITED,
     LEDGER_NOT_WRITABLE,
+    TAINT_HELD,
+    TAINT_NOT_REMOVED,
+    CONFIG_REJECTED,
 ];
 /// Where Events on objects without a namespace live.
 const NAMESPACE: &str = "default";

@@ -8,6 +8,7 @@
 // The functional core.
 pub mod volume;
 pub mod verdict;
+pub mod limit;
 pub mod identity;
 pub mod root;
 pub mod pattern;
@@ -25,8 +26,10 @@ pub mod cleanup_job;
 #[cfg(test)]
 mod testing;
 pub mod report;
+pub mod taint;
 
 // The imperative shell.
+pub mod config_dir;
 pub mod state_dir;
 pub mod node;
 pub mod deleter;

@@ -2,7 +2,6 @@
 
 mod args;
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,7 +13,7 @@ use mooring::admin::{self, View};
 use mooring::cleanup_job::Site;
 use mooring::cli;
 use mooring::cluster::Cluster;
-use mooring::config::{Config, Parsed};
+use mooring::config_dir::{self, Loaded, Reading};
 use mooring::controller::{Controller, Parts};
 use mooring::events::Events;
 use mooring::ledger::Ledger;
@@ -22,6 +21,7 @@ use mooring::metrics::Metrics;
 use mooring::node::ioctl;
 use mooring::state_dir::StateDir;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -117,14 +117,17 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
 
     let work = async {
         let start = async {
-            let config = read_config(&args.config_dir, &view).await;
+            let mut readings = config_dir::watch(args.config_dir.clone(), args.config_sync_period)
+                .context("no thread is to be had for the config directory")?;
+            let mut config = first_config(&args.config_dir, &mut readings, &view).await?;
             let (state, ledger) = open_state(args.state_dir.as_deref(), &view).await;
+            let remembered = recall_classes(state.as_ref(), &mut config).await;
             let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
                 .await
                 .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
-            anyhow::Ok((config, cluster, watches, state, ledger))
+            anyhow::Ok((config, readings, remembered, cluster, watches, state, ledger))
         };
-        let (config, cluster, watches, state, ledger) = tokio::select! {
+        let (config, readings, remembered, cluster, watches, state, ledger) = tokio::select! {
             parts = start => parts?,
             () = requested(shutdown.clone()) => {
                 info!("Stopped");
@@ -132,10 +135,23 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
             }
         };
         let events = Events::new();
-        if config.use_job_for_cleaning && jobs.namespace.is_none() {
+        if config.config.use_job_for_cleaning && jobs.namespace.is_none() {
             warn!("MY_NAMESPACE is not set: the Jobs of useJobForCleaning are made in the namespace default");
         }
-        let parts = Parts { config, node_name, cluster, watches, view, metrics, ledger, state, events, jobs };
+        let parts = Parts {
+            config,
+            readings,
+            remembered,
+            node_name,
+            cluster,
+            watches,
+            view,
+            metrics,
+            ledger,
+            state,
+            events,
+            jobs,
+        };
         let controller = Controller::start(parts)?;
         controller.run(requested(shutdown)).await;
         anyhow::Ok(())
@@ -146,30 +162,46 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
     }
 }
 
-/// Reads the config directory until it holds a usable config.
-async fn read_config(directory: &Path, view: &watch::Sender<View>) -> Config {
-    let mut told = String::new();
+/// Waits until the config directory holds a config that can be used.
+async fn first_config(
+    directory: &Path,
+    readings: &mut UnboundedReceiver<Reading>,
+    view: &watch::Sender<View>,
+) -> anyhow::Result<Loaded> {
     loop {
-        let parsed = config_files(directory).and_then(|files| Ok(Config::read(&files)?));
-        match parsed {
-            Ok(Parsed { config, warnings }) => {
-                for warning in warnings {
-                    warn!(%warning, "The config may not do what is meant");
-                }
-                return config;
-            }
-            Err(error) => {
-                let problem = format!("{error:#}");
-                if problem != told {
+        match tokio::time::timeout(RETRY, readings.recv()).await {
+            Ok(reading) => match reading.context("the thread that reads the config has ended")? {
+                Ok(config) => return Ok(config),
+                Err(problem) => {
                     error!(directory = %directory.display(), problem, "The config can't be used; waiting for a better one");
                     view.send_modify(|view| view.readiness = Err(format!("a usable config: {problem}")));
-                    told = problem;
                 }
-                view.send_modify(|view| view.heartbeat = std::time::Instant::now());
-                tokio::time::sleep(RETRY).await;
-            }
+            },
+            Err(_) => view.send_modify(|view| view.heartbeat = std::time::Instant::now()),
         }
     }
+}
+
+/// Adds the classes that are configured no more, as far as the state directory knows them.
+/// Returns what it has of them.
+async fn recall_classes(state: Option<&StateDir>, config: &mut Loaded) -> Vec<u8> {
+    let Some(state) = state else { return Vec::new() };
+    let (remembered, problems) = match state.read_classes().await {
+        Ok(None) => return Vec::new(),
+        Ok(Some(text)) => {
+            let problems = config.config.recall(&text);
+            (text, problems)
+        }
+        Err(error) => (Vec::new(), vec![error.to_string()]),
+    };
+    for problem in problems {
+        warn!(
+            problem,
+            "The classes of before can't be read from the state directory; PVs of a class that was removed are refused \
+             until it is added again"
+        );
+    }
+    remembered
 }
 
 /// Opens the state directory: waits for as long as another agent has it or it can't be
@@ -204,22 +236,6 @@ async fn open_state(named: Option<&Path>, view: &watch::Sender<View>) -> (Option
             }
         }
     }
-}
-
-/// The files of a projected ConfigMap volume: those whose names do not begin with "..".
-fn config_files(directory: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let context = || format!("{} can't be read; mount the ConfigMap there", directory.display());
-    let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(directory).with_context(context)? {
-        let entry = entry.with_context(context)?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        if name.starts_with("..") || !entry.path().is_file() {
-            continue;
-        }
-        let text = std::fs::read_to_string(entry.path()).with_context(|| format!("the key {name} can't be read"))?;
-        files.insert(name, text);
-    }
-    Ok(files)
 }
 
 /// Turns true at the first SIGTERM or SIGINT; the second one ends the process at once.

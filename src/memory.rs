@@ -91,12 +91,6 @@ impl Memory {
         self.looked_at = self.looked_at.filter(|_| self.is_silent());
     }
 
-    /// Whether a PV is being made just now.
-    #[must_use]
-    pub fn is_making_any(&self) -> bool {
-        self.offering.keys().any(|pv| self.in_flight.contains(pv))
-    }
-
     /// Whether this process has asked for the PV, and has not seen it since.
     #[must_use]
     pub fn is_offering(&self, pv: &str) -> bool {
@@ -237,6 +231,16 @@ impl Memory {
     /// Forgets what went wrong with the PV.
     pub fn forget_setback(&mut self, pv: &str) {
         self.setbacks.remove(pv);
+    }
+
+    /// Forgets what went wrong with all of them.
+    pub fn forget_setbacks(&mut self) {
+        self.setbacks.clear();
+    }
+
+    /// Forgets what went wrong with all PVs but those.
+    pub fn forget_setbacks_but(&mut self, is_kept: impl Fn(&str) -> bool) {
+        self.setbacks.retain(|pv, _| is_kept(pv));
     }
 
     /// How often in a row work for the PV has failed.

@@ -22,6 +22,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::deleter::Control;
+use crate::limit::Limit;
 use crate::report::Status;
 use contract::Contract;
 use wipes::{Wipe, WipeUnderWay, Wipes};
@@ -62,27 +63,40 @@ pub struct Metrics {
     under_way: Wipes,
     /// 1 while the wipes of a mass release wait.
     pub brake: Gauge,
+    /// 1 for what is missing.
+    limited: Family<LimitLabels, Gauge>,
+    /// Changes of the config that were noticed, by outcome.
+    pub config_reloads: Family<OutcomeLabels, Counter<u64, AtomicU64>>,
+    /// 1 when the config as it is now is the one in force, else 0.
+    pub config_last_reload_successful: Gauge,
+    /// Hash of the config in force.
+    pub config_hash: Gauge,
 }
 
 /// Labels of [`Metrics::api_requests`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ApiLabels {
-    /// `get`, `list`, `create`, `patch`, `delete`.
+    /// `get`, `list`, `create`, `patch`, `delete`, `review`.
     pub verb: &'static str,
     /// `success`, `refused`, `unknown`.
     pub outcome: &'static str,
 }
 
-/// Labels of [`Metrics::wipes`].
+/// Labels of [`Metrics::wipes`] and of [`Metrics::config_reloads`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
-    /// `success`, `failed`, `cancelled`.
+    /// `success`, `failed`; of wipes also `cancelled`.
     pub outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerbLabels {
     verb: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    what: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -115,16 +129,31 @@ impl Default for Metrics {
             wipe_seconds: Histogram::new(WIPE_BUCKETS),
             under_way: Wipes::default(),
             brake: Gauge::default(),
+            limited: Family::default(),
+            config_reloads: Family::default(),
+            config_last_reload_successful: Gauge::default(),
+            config_hash: Gauge::default(),
         };
         // Or the first of each would not be an increase.
         for outcome in ["success", "failed", "cancelled"] {
             drop(metrics.wipes.get_or_create(&OutcomeLabels { outcome }));
+        }
+        for outcome in ["success", "failed"] {
+            drop(metrics.config_reloads.get_or_create(&OutcomeLabels { outcome }));
         }
         metrics
     }
 }
 
 impl Metrics {
+    /// Shows what is missing.
+    pub fn show_limits(&self, missing: &[Limit]) {
+        for limit in Limit::ALL {
+            let gauge = self.limited.get_or_create(&LimitLabels { what: limit.as_str() });
+            gauge.set(i64::from(missing.contains(&limit)));
+        }
+    }
+
     /// Counts an API call.
     pub fn api_request(&self, verb: &'static str, outcome: &'static str, took: Duration) {
         self.api_requests.get_or_create(&ApiLabels { verb, outcome }).inc();
@@ -140,6 +169,13 @@ impl Metrics {
     #[must_use]
     pub fn begin_wipe(&self, wipe: Wipe, control: &Arc<Control>) -> WipeUnderWay {
         self.under_way.begin(wipe, Arc::clone(control), self.contract.clone())
+    }
+
+    /// Counts a change of the config.
+    pub fn config_reload(&self, is_good: bool) {
+        let outcome = if is_good { "success" } else { "failed" };
+        self.config_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+        self.config_last_reload_successful.set(i64::from(is_good));
     }
 
     /// The text of a scrape.
@@ -190,6 +226,28 @@ impl Metrics {
             Described(planned),
         );
         registry.register("mass_release", "1 while the wipes of a mass release wait", self.brake.clone());
+        registry.register(
+            "limited",
+            "1 for what is missing, so that less can be promised",
+            Described(self.limited.clone()),
+        );
+        registry.register("config_reloads", "Changes of the config by outcome", Described(self.config_reloads.clone()));
+        registry.register(
+            "config_last_reload_successful",
+            "1 when the config as it is now is the one in force",
+            self.config_last_reload_successful.clone(),
+        );
+        registry.register("config_hash", "Hash of the config in force", self.config_hash.clone());
+        registry.register(
+            "start_up_taint",
+            "1 while the start-up taint is on this Node and is to be taken off",
+            level(totals.tainted.into()),
+        );
+        registry.register(
+            "start_up_taint_missing_volumes",
+            "Volumes of claims that are not there and that the start-up taint waits for",
+            level(totals.taint_waits_for.into()),
+        );
         registry.register("api_requests", "Calls to the API server", Described(self.api_requests.clone()));
         registry.register(
             "api_request_duration_seconds",

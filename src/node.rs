@@ -16,9 +16,9 @@ mod watch;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch as latest;
 
@@ -37,13 +37,19 @@ impl Scanner {
     /// # Errors
     /// When a thread or the inotify instance can't be had.
     pub fn start(directories: BTreeSet<String>) -> anyhow::Result<Self> {
-        let (waker, wakes) = Waker::new();
+        let (waker, wakes) = Waker::new(directories);
         let (sender, snapshots) = latest::channel(None);
-        let watches = watch::Watches::new(waker.clone(), &directories)?;
+        let watches = watch::Watches::new(waker.clone())?;
         watch::poll_mount_table(waker.clone())?;
-        scan::spawn(directories, watches, &waker, wakes, sender)?;
+        scan::spawn(watches, &waker, wakes, sender)?;
         waker.wake();
         Ok(Self { snapshots, waker })
+    }
+
+    /// Looks at these directories from now on. A snapshot of them follows, if they are others.
+    pub fn look_in(&self, directories: BTreeSet<String>) {
+        self.waker.set_directories(directories);
+        self.waker.wake();
     }
 
     /// Asks for a snapshot in which nothing is taken over from the last one.
@@ -62,17 +68,26 @@ pub fn look_at(directory: &str, entry: &OsStr) -> io::Result<Observed> {
     Ok(probe::open_directory(directory)?.probe(entry, &mounts, None).1)
 }
 
-/// Wakes the scanner; many wakes before it gets to act are one.
+/// Wakes the scanner; many wakes before it gets to act are one. Holds what it is asked for.
 #[derive(Clone)]
 struct Waker {
     signal: SyncSender<()>,
     full: Arc<AtomicBool>,
+    directories: Arc<Mutex<Arc<BTreeSet<String>>>>,
 }
 
 impl Waker {
-    fn new() -> (Self, std::sync::mpsc::Receiver<()>) {
+    fn new(directories: BTreeSet<String>) -> (Self, std::sync::mpsc::Receiver<()>) {
         let (signal, wakes) = sync_channel(1);
-        (Self { signal, full: Arc::default() }, wakes)
+        (Self { signal, full: Arc::default(), directories: Arc::new(Mutex::new(Arc::new(directories))) }, wakes)
+    }
+
+    fn directories(&self) -> Arc<BTreeSet<String>> {
+        Arc::clone(&self.directories.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_directories(&self, directories: BTreeSet<String>) {
+        *self.directories.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(directories);
     }
 
     fn wake(&self) {

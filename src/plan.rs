@@ -45,7 +45,7 @@ pub struct World<'a> {
     pub classes: &'a BTreeMap<String, StorageClassFacts>,
     /// What discovery made of the last snapshot.
     pub findings: &'a [Finding],
-    /// Classes whose directory could not be looked at, and why.
+    /// Directories, as this process sees them, that could not be looked at, and why.
     pub unseen: &'a BTreeMap<String, Verdict>,
     /// Our PVs, by name.
     pub owned: &'a BTreeMap<String, OwnedPv>,
@@ -60,6 +60,8 @@ pub struct World<'a> {
     pub ledger_trouble: Option<&'a str>,
     /// Whether the ledger outlives this process.
     pub durable: bool,
+    /// Whether PVs may be patched. Without that right they are made, wiped and deleted only.
+    pub may_patch: bool,
     /// What the controller remembers.
     pub memory: &'a Memory,
     /// The time of the decision.
@@ -275,6 +277,9 @@ pub fn plan(world: &World<'_>) -> Plan {
     for (index, finding) in world.findings.iter().enumerate() {
         let named_by = named_by(finding);
         let owned = of_class(finding);
+        if finding.former.is_some() && owned.is_none_or(|owned| owned.class != finding.class) {
+            continue;
+        }
         let rival = occupied.rival_of(index).map(|rival| &world.findings[rival]);
         if let Some(owned) = owned.filter(|owned| owned.class == finding.class) {
             let present = finding.outcome.as_ref().ok().map(|candidate| &candidate.sighting.identity);
@@ -297,6 +302,14 @@ pub fn plan(world: &World<'_>) -> Plan {
                 Verdict::new(Reason::DuplicateOf, detail)
             }
             _ => publish::offer(world, finding, rival, &offered, &mut plan),
+        };
+        let verdict = match &finding.former {
+            Some(directory) if verdict.reason == Reason::Published && verdict.detail.is_empty() => {
+                let detail =
+                    format!("the class is not configured in {directory} any more; nothing new is offered there");
+                Verdict::new(Reason::Published, detail)
+            }
+            _ => verdict,
         };
         plan.entries.push(EntryStatus {
             class: finding.class.clone(),

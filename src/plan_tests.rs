@@ -16,6 +16,7 @@ struct Scene {
     ledger: Ledger,
     ledger_trouble: Option<&'static str>,
     durable: bool,
+    may_patch: bool,
     memory: Memory,
     now: Instant,
     clock: i64,
@@ -34,6 +35,7 @@ fn finding(entry: &str, outcome: Result<Sighting, Reason>) -> Finding {
             }
             Err(reason) => Err(Verdict::new(reason, "")),
         },
+        former: None,
     }
 }
 
@@ -48,6 +50,7 @@ fn scene() -> Scene {
         ledger: Ledger::default(),
         ledger_trouble: None,
         durable: true,
+        may_patch: true,
         memory: Memory::default(),
         now: Instant::now(),
         clock: 10_000,
@@ -69,6 +72,7 @@ impl Scene {
             ledger: &self.ledger,
             ledger_trouble: self.ledger_trouble,
             durable: self.durable,
+            may_patch: self.may_patch,
             memory: &self.memory,
             now: self.now,
             clock: Timestamp::from_second(self.clock).expect("a time"),
@@ -687,4 +691,174 @@ fn a_volume_whose_pv_is_being_retired_stays_retired() {
     assert_eq!(records(|owned| owned.word = Some(Word::Retire)), [], "its removal may have had no answer");
     // The word was taken back before the PV went.
     assert!(matches!(records(|_| {})[..], [State::Used { claim: Some(_), .. }]));
+}
+
+/// A scene in which PVs may not be patched, with a PV of the Go provisioner.
+fn unpatchable(change: impl FnOnce(&mut OwnedPv)) -> Scene {
+    let legacy = |owned: &mut OwnedPv| {
+        (owned.labelled, owned.identity, owned.entry) = (false, None, None);
+        change(owned);
+    };
+    Scene { may_patch: false, ..scene().with_pv(legacy) }
+}
+
+#[test]
+fn without_the_right_to_patch_a_pv_of_the_go_provisioner_is_tended_as_it_is() {
+    let (action, verdict) = unpatchable(|_| {}).decides();
+    assert_eq!((action, verdict.reason), (None, Reason::Published));
+    let bound = unpatchable(|owned| owned.phase = Phase::Bound);
+    assert_eq!(bound.decides().0, None);
+    // The ledger has its volume from the first decision on.
+    let scene = unpatchable(released);
+    let plan = scene.plan();
+    let [record] = plan.records.as_slice() else { panic!("one record: {:?}", plan.records) };
+    assert!(matches!(&record.state, State::Used { claim: Some(used), .. } if *used == claim()));
+    let Some(Action::Reclaim(target)) = scene.decides().0 else { panic!("it is wiped") };
+    assert_eq!((target.record.id, &target.identity), (record.id, &testing::disk(1, SIZE).identity));
+    // Another disk than at the first decision is not wiped.
+    let mut exchanged = unpatchable(released);
+    exchanged.ledger.insert(record.clone());
+    exchanged.findings = vec![finding("a", Ok(testing::disk(2, SIZE)))];
+    assert_eq!(exchanged.decides().1.reason, Reason::IdentityChanged);
+    // Nor is it offered under another name.
+    let mut moved = unpatchable(|owned| owned.phase = Phase::Bound);
+    moved.ledger.insert(record.clone());
+    moved.findings = vec![finding("b", Ok(testing::disk(1, SIZE)))];
+    assert!(!moved.plan().actions.iter().any(|action| matches!(action, Action::Create(_))));
+}
+
+#[test]
+fn without_the_right_to_patch_nothing_is_asked_for_that_takes_it() {
+    for word in [Word::Wipe, Word::Keep, Word::Retire] {
+        for phase in [Phase::Available, Phase::Bound, Phase::Released] {
+            let scene = unpatchable(|owned| {
+                released(owned);
+                (owned.phase, owned.word) = (phase, Some(word.clone()));
+            });
+            let (action, verdict) = scene.decides();
+            assert_eq!((action, verdict.reason), (None, Reason::Refused), "{word:?} on {phase:?}");
+            assert!(verdict.detail.contains("reclaim policy to Delete"), "{verdict}");
+        }
+    }
+    let digest = testing::disk(1, SIZE).identity.digest();
+    let accepting = unpatchable(|owned| owned.accepted = Some(digest.as_str().into()));
+    assert_eq!((accepting.decides().0, accepting.decides().1.reason), (None, Reason::Refused));
+    for terminating in [false, true] {
+        let fenced = unpatchable(|owned| {
+            released(owned);
+            (owned.fenced, owned.terminating) = (true, terminating);
+        });
+        assert_eq!((fenced.decides().0, fenced.decides().1.reason), (None, Reason::Refused));
+    }
+    let grown = unpatchable(|owned| owned.capacity = Some(Capacity::rounded_down(SIZE / 2)));
+    let (action, verdict) = grown.decides();
+    assert_eq!((action, verdict.reason), (None, Reason::Published));
+    assert!(verdict.detail.contains("has grown"), "{verdict}");
+    let mut gone = unpatchable(|owned| owned.phase = Phase::Bound);
+    gone.findings.clear();
+    assert_eq!(gone.decides().0, None);
+}
+
+#[test]
+fn a_pv_that_was_taken_from_its_wipe_is_withdrawn_and_its_volume_wiped_to_the_end() {
+    let wiping = |method: &str| {
+        let owned = testing::owned_pv("a", "c");
+        let (pv, uid) = (owned.name.into(), owned.uid.into());
+        State::Wiping { pv, uid, claim: Some(claim()), method: method.into(), cursor: None }
+    };
+    for may_patch in [false, true] {
+        for taken in [Phase::Released, Phase::Available] {
+            let scene = scene().with_pv(|owned| owned.phase = taken).with_state(wiping("zero"));
+            let scene = Scene { may_patch, ..scene };
+            let plan = scene.plan();
+            assert_eq!(plan.records, [], "the ledger goes on saying that it is half wiped");
+            assert!(matches!(&plan.actions[..], [Action::Withdraw { entry: None, .. }]), "{:?}", plan.actions);
+            // Also when its disk is not there.
+            let gone = Scene { findings: Vec::new(), ..scene };
+            assert!(matches!(&gone.plan().actions[..], [Action::Withdraw { entry: None, .. }]));
+        }
+        // Its claim is what was wiped for: it goes on, unless it is held.
+        let goes_on = scene().with_pv(released).with_state(wiping("zero"));
+        let goes_on = Scene { may_patch, ..goes_on };
+        assert!(matches!(goes_on.plan().actions[..], [Action::Reclaim(_)]));
+        assert_eq!(goes_on.plan().records, []);
+        let held = scene().with_pv(|owned| (released(owned), owned.hold = true).0).with_state(wiping("zero"));
+        assert_eq!((held.plan().actions, held.plan().records), (vec![], vec![]));
+        // A claim that has it is its user from then on.
+        let mut bound = scene().with_state(wiping("zero"));
+        bound = bound.with_pv(|owned| {
+            owned.phase = Phase::Bound;
+            owned.claim = Some(Box::new(Claim { uid: "another".into(), ..claim() }));
+        });
+        let plan = bound.plan();
+        assert_eq!(plan.actions, []);
+        assert!(matches!(&plan.records[..], [entry] if matches!(entry.state, State::Used { .. })));
+        // One that was fenced only, and not begun, is as an admin left it.
+        let unfenced = scene().with_pv(|_| {}).with_state(wiping(""));
+        assert_eq!(unfenced.plan().actions, []);
+    }
+    // With its PV gone, it is wiped at once.
+    let (volume, entry) = created(scene().with_state(wiping("zero")).decides().0);
+    assert_eq!((volume.reclaim_policy, entry.state), (ReclaimPolicy::Delete, wiping("zero")));
+    // What is left of its data is not offered at an admin's word.
+    let keep = scene().with_pv(|owned| (released(owned), owned.word = Some(Word::Keep)).0).with_state(wiping("zero"));
+    assert_eq!((keep.decides().0, keep.decides().1.reason), (None, Reason::Refused));
+}
+
+/// The volume is where class c was: it is configured no more.
+fn without_its_class(mut scene: Scene) -> Scene {
+    let rest = BTreeMap::from([("storageClassMap".to_owned(), "d: {hostDir: /h/d, mountDir: /m/d}".to_owned())]);
+    let before = std::mem::replace(&mut scene.config, Config::parse(&rest).expect("it is valid"));
+    scene.config.succeed(&before);
+    for finding in &mut scene.findings {
+        (finding.selected, finding.former) = (false, Some("/m/c".into()));
+    }
+    scene
+}
+
+#[test]
+fn from_where_a_class_was_nothing_new_is_offered_or_shown() {
+    let plan = without_its_class(scene()).plan();
+    assert!(plan.actions.is_empty() && plan.entries.is_empty(), "{plan:?}");
+}
+
+#[test]
+fn a_pv_of_a_class_that_is_configured_no_more_stays_and_is_reclaimed_by_its_last_rules() {
+    let (action, verdict) = without_its_class(scene().with_pv(|_| ())).decides();
+    assert!(matches!(action, None | Some(Action::Adopt(_))), "{action:?}");
+    assert_eq!(verdict.reason, Reason::Published);
+    let mut scene = scene();
+    scene.config.classes[0].wipe.method = crate::method::Method::Overwrite { passes: 7 };
+    let mut scene = without_its_class(scene.with_pv(released));
+    match scene.decides().0 {
+        Some(Action::Reclaim(target)) => {
+            assert_eq!((target.mount_dir.as_str(), target.entry.as_str()), ("/m/c", "a"));
+            assert_eq!(target.rules.method, crate::method::Method::Overwrite { passes: 7 });
+        }
+        other => panic!("its volume is to be wiped, not {other:?}"),
+    }
+    // Nothing says any more what the class was.
+    scene.config.former.clear();
+    let (action, verdict) = scene.decides();
+    assert!(action.is_none() && verdict.reason == Reason::Refused, "{action:?} {verdict}");
+    assert!(verdict.detail.contains("add the class again"), "{verdict}");
+}
+
+#[test]
+fn what_vanishes_from_where_a_class_was_is_judged_apart_from_where_it_is() {
+    let mut scene = scene().with_pv(|_| ());
+    let beside = OwnedPv { since: Some(scene.clock), ..testing::owned_pv("b", "c") };
+    scene.owned.insert(beside.name.clone(), beside);
+    scene.config.withdraw_after = Duration::ZERO;
+    let moved = BTreeMap::from([("storageClassMap".to_owned(), "c: {hostDir: /h/n, mountDir: /m/n}".to_owned())]);
+    let before = std::mem::replace(&mut scene.config, Config::parse(&moved).expect("it is valid"));
+    scene.config.succeed(&before);
+    scene.config.withdraw_after = Duration::ZERO;
+    // Only where the class is now there is a volume: all that was in the former directory is gone.
+    scene.findings = vec![Finding { host_path: "/h/n/x".to_owned(), ..finding("x", Ok(testing::disk(2, SIZE))) }];
+    let withdrawn =
+        |scene: &Scene| scene.plan().actions.iter().filter(|action| matches!(action, Action::Withdraw { .. })).count();
+    assert_eq!(withdrawn(&scene), 0);
+    scene.owned.retain(|_, owned| owned.path == "/h/c/a");
+    assert_eq!(withdrawn(&scene), 1, "the only one is no mass");
 }

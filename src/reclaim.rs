@@ -47,6 +47,57 @@ impl Fence {
     }
 }
 
+/// Proof that a PV was seen Released from one claim, unfenced, and to be wiped. Nothing
+/// keeps it so: it is what a wipe goes by without the right to patch PVs. Only
+/// [`Release::of`] makes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    pv: Seen,
+    claim: Box<str>,
+}
+
+impl Release {
+    /// The PV, if it is to be wiped and can be removed by a deletion alone.
+    #[must_use]
+    pub fn of(pv: &OwnedPv) -> Option<Self> {
+        // An admin's word could not be taken off: the next claim would inherit it.
+        let free = !pv.hold && !pv.terminating && !pv.fenced && pv.word.is_none();
+        let claim = pv.claim.as_ref().filter(|_| free && is_wanted(pv))?;
+        Some(Self { pv: Seen::of(pv), claim: claim.uid.clone() })
+    }
+
+    /// The PV at that version.
+    #[must_use]
+    pub fn seen(&self) -> &Seen {
+        &self.pv
+    }
+
+    /// Whether it was released by the claim with that UID.
+    #[must_use]
+    pub fn is_from(&self, claim: &str) -> bool {
+        *self.claim == *claim
+    }
+
+    /// Whether both are about the same PV and claim, whatever else has changed on it.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.pv.uid == other.pv.uid && self.claim == other.claim
+    }
+
+    /// Whether the PV is no longer what it was: not to be wiped, or for another claim.
+    #[must_use]
+    pub fn is_over(&self, now: &OwnedPv) -> bool {
+        !Self::of(now).is_some_and(|now| now.is_same(self))
+    }
+
+    /// The PV as it is now, if somebody has taken it from its wipe, and no claim has got it
+    /// yet.
+    #[must_use]
+    pub fn taken_back(&self, now: &OwnedPv) -> Option<Unclaimed> {
+        Unclaimed::half_wiped(now, &self.claim).filter(|_| now.uid == self.pv.uid)
+    }
+}
+
 /// Proof that nobody had claimed a PV at one version of it: it may be removed as long as
 /// that is its version.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +109,16 @@ impl Unclaimed {
     pub fn of(pv: &OwnedPv) -> Option<Self> {
         let unclaimed = pv.phase == Phase::Available && pv.claim.is_none() && !pv.terminating && !pv.fenced;
         unclaimed.then(|| Self(Seen::of(pv)))
+    }
+
+    /// The PV, if it is no longer Released from the claim whose data was being wiped, and is
+    /// not bound to another either. It may be reserved: nobody must get it half wiped.
+    #[must_use]
+    pub fn half_wiped(pv: &OwnedPv, wiped_claim: &str) -> Option<Self> {
+        let is_claim = pv.claim.as_ref().is_some_and(|claim| *claim.uid == *wiped_claim);
+        let taken = !(pv.phase == Phase::Released && is_claim);
+        let free = taken && pv.phase != Phase::Bound && !pv.terminating && !pv.fenced;
+        free.then(|| Self(Seen::of(pv)))
     }
 
     /// The PV at that version.
@@ -221,6 +282,54 @@ mod tests {
         }
         let held = OwnedPv { hold: true, ..pv(Phase::Released, true, true) };
         assert_eq!(next_step(Some(&held), begun(&held.uid), true), Step::Remove);
+    }
+
+    #[test]
+    fn without_a_fence_only_a_released_pv_is_wiped_and_only_for_its_claim() {
+        let released = pv(Phase::Released, false, false);
+        let release = Release::of(&released).expect("it is Released");
+        assert!(release.is_from("claim-uid") && !release.is_from("another"));
+        for phase in [Phase::Pending, Phase::Available, Phase::Bound, Phase::Failed] {
+            assert_eq!(Release::of(&pv(phase, false, false)), None, "{phase:?}");
+        }
+        for other in [
+            OwnedPv { hold: true, ..released.clone() },
+            OwnedPv { word: Some(Word::Wipe), ..released.clone() },
+            OwnedPv { reclaim_policy: ReclaimPolicy::Retain, ..released.clone() },
+            OwnedPv { claim: claim(""), ..released.clone() },
+            OwnedPv { claim: None, ..released.clone() },
+            pv(Phase::Released, true, false),
+            pv(Phase::Released, false, true),
+        ] {
+            assert_eq!(Release::of(&other), None, "{other:?}");
+        }
+        let annotated = OwnedPv { resource_version: "2".into(), ..released.clone() };
+        assert!(Release::of(&annotated).expect("it still is").is_same(&release));
+        let another = OwnedPv { claim: claim("another"), ..released };
+        assert!(!Release::of(&another).expect("it is Released").is_same(&release));
+    }
+
+    #[test]
+    fn a_pv_that_is_taken_from_its_wipe_is_withdrawn_unless_a_claim_has_it() {
+        let released = pv(Phase::Released, false, false);
+        let release = Release::of(&released).expect("it is Released");
+        assert_eq!(release.taken_back(&released), None);
+        assert_eq!(release.taken_back(&OwnedPv { reclaim_policy: ReclaimPolicy::Retain, ..released.clone() }), None);
+        for (phase, claim, taken) in [
+            (Phase::Released, None, true),
+            (Phase::Released, claim("another"), true),
+            (Phase::Available, None, true),
+            (Phase::Available, claim(""), true),
+            (Phase::Available, claim("another"), true),
+            (Phase::Bound, claim("another"), false),
+            (Phase::Bound, claim("claim-uid"), false),
+        ] {
+            let now = OwnedPv { claim, ..pv(phase, false, false) };
+            assert_eq!(release.taken_back(&now).is_some(), taken, "{now:?}");
+        }
+        let free = OwnedPv { claim: None, ..pv(Phase::Available, false, false) };
+        assert_eq!(release.taken_back(&OwnedPv { uid: "another".into(), ..free.clone() }), None);
+        assert_eq!(release.taken_back(&OwnedPv { terminating: true, ..free }), None);
     }
 
     #[test]

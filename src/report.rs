@@ -10,7 +10,7 @@ use crate::plan::EntryStatus;
 use crate::pv::OwnedPv;
 use crate::reclaim;
 use crate::verdict::Reason;
-use crate::volume::VolumeMode;
+use crate::volume::{Capacity, VolumeMode};
 
 /// What is known of every entry.
 #[derive(Debug, Default)]
@@ -28,6 +28,10 @@ pub struct Totals {
     pub quarantined: u32,
     /// PVs that are to be wiped and removed, which failed and waits to be tried again.
     pub failed: u32,
+    /// Whether the start-up taint is on this Node.
+    pub tainted: bool,
+    /// How many volumes of claims that taint waits for.
+    pub taint_waits_for: u32,
 }
 
 impl Totals {
@@ -36,7 +40,7 @@ impl Totals {
     pub fn of<'a>(owned: impl IntoIterator<Item = &'a OwnedPv>, config: &Config, memory: &Memory) -> Self {
         let mut totals = Self::default();
         for owned in owned {
-            let bytes = owned.capacity.map_or(0, |capacity| capacity.bytes());
+            let bytes = owned.capacity.map_or(0, Capacity::bytes);
             match mode(owned, config) {
                 VolumeMode::Filesystem => totals.filesystem_bytes = totals.filesystem_bytes.saturating_add(bytes),
                 VolumeMode::Block => totals.block_bytes = totals.block_bytes.saturating_add(bytes),

@@ -4,6 +4,7 @@
 
 mod answer;
 mod batch;
+mod classes;
 mod home;
 mod load;
 mod thread;
@@ -163,6 +164,16 @@ impl StateDir {
     /// Reads all entries again. What others have written stays news for [`StateDir::changed`].
     pub fn read(&self) -> Answer<Ledger> {
         self.ask(|done| Request::Read { done })
+    }
+
+    /// The text that [`StateDir::save_classes`] was given last; `None` when it never was.
+    pub fn read_classes(&self) -> Answer<Option<Vec<u8>>> {
+        self.ask(|done| Request::ReadClasses { done })
+    }
+
+    /// Makes the text about the classes durable. When it fails, the file is as it was.
+    pub fn save_classes(&self, text: Vec<u8>) -> Answer<()> {
+        self.ask(|done| Request::SaveClasses { text, done })
     }
 
     /// Keeps other processes, and other callers in this one, from the volume of the entry

@@ -28,6 +28,7 @@ pub fn node() -> NodeFacts {
         hostname: "n1".to_owned(),
         labels: BTreeMap::new(),
         hold: false,
+        taints: Vec::new(),
     }
 }
 

@@ -213,6 +213,8 @@ pub struct NodeFacts {
     pub labels: BTreeMap<String, String>,
     /// Whether an admin holds up all wipes of this node.
     pub hold: bool,
+    /// The keys of `spec.taints`, in their order.
+    pub taints: Vec<Box<str>>,
 }
 
 /// What a PV takes from its StorageClass.

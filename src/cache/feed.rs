@@ -28,14 +28,55 @@ const PAGE: u32 = 100;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// A watch that fails this often in a row is begun anew, with a list.
 const FAILURES_BEFORE_RELIST: u32 = 5;
+/// After this time the API server is asked again whether a right is missing.
+const SECOND_OPINION: Duration = Duration::from_secs(2);
+/// How often the Node is read where it may not be watched.
+const NODE_PERIOD: Duration = Duration::from_secs(60);
 /// Mean time between two sweeps.
 const SWEEP_PERIOD: Duration = Duration::from_secs(6 * 3600);
 
-/// Watches this Node.
-pub async fn node(client: Client, name: String, events: Sender<Event>) {
+/// Watches this Node, or reads it every minute where it may only be read.
+pub async fn node(cluster: Cluster, client: Client, name: String, events: Sender<Event>) {
+    let mut complaint = Complaint::new("nodes");
+    // Where it could be watched before, the API server has to say no twice, as for rights.
+    let mut is_sure = true;
+    loop {
+        if watch_node(client.clone(), &name, events.clone()).await {
+            is_sure = false;
+        }
+        if events.is_closed() {
+            return;
+        }
+        match cluster.node(&name).await {
+            Ok(found) => {
+                complaint.settled();
+                let node = found.as_ref().map_or_else(|| Err(no_node(&name)), node_facts);
+                let wait = match (is_sure, &node) {
+                    (false, _) => SECOND_OPINION,
+                    (true, Ok(_)) => NODE_PERIOD,
+                    (true, Err(_)) => BACKOFF.1,
+                };
+                let told = is_sure.then_some(Event::NodeWatched(false));
+                for event in told.into_iter().chain([Event::Node(node)]) {
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+                is_sure = true;
+                tokio::time::sleep(wait).await;
+            }
+            Err(error) => complaint.about(error).await,
+        }
+    }
+}
+
+/// Returns when nobody listens any more, or the Node may not be watched; says whether it
+/// could be before.
+async fn watch_node(client: Client, name: &str, events: Sender<Event>) -> bool {
     let config = watcher::Config::default().timeout(60).fields(&format!("metadata.name={name}"));
-    let mut found = false;
-    follow("nodes", Api::<Node>::all(client), config, events, move |event| {
+    let (mut found, mut listed) = (false, false);
+    let translate = |event: Watch<Node>| {
+        listed |= matches!(event, Watch::InitDone);
         let node = match event {
             Watch::Init => {
                 found = false;
@@ -45,14 +86,18 @@ pub async fn node(client: Client, name: String, events: Sender<Event>) {
                 found = true;
                 node_facts(&node)
             }
-            Watch::InitDone if found => return None,
-            Watch::InitDone | Watch::Delete(_) => Err(format!(
-                "there is no Node {name}: set MY_NODE_NAME to this node's name in the cluster (spec.nodeName)"
-            )),
+            Watch::InitDone if found => return Some(Event::NodeWatched(true)),
+            Watch::InitDone | Watch::Delete(_) => Err(no_node(name)),
         };
         Some(Event::Node(node))
-    })
-    .await;
+    };
+    let is_forbidden = |error: &ApiError| matches!(error, ApiError::Forbidden(_)) && !error.is_unready();
+    follow("nodes", Api::<Node>::all(client), config, events, translate, is_forbidden).await;
+    listed
+}
+
+fn no_node(name: &str) -> String {
+    format!("there is no Node {name}: set MY_NODE_NAME to this node's name in the cluster (spec.nodeName)")
 }
 
 fn node_facts(node: &Node) -> Result<NodeFacts, String> {
@@ -60,7 +105,9 @@ fn node_facts(node: &Node) -> Result<NodeFacts, String> {
     match (node.labels().get(HOSTNAME_LABEL), node.uid()) {
         (Some(hostname), Some(uid)) => {
             let hold = pv::is_held(node.metadata.annotations.as_ref());
-            Ok(NodeFacts { hostname: hostname.clone(), uid, labels: node.labels().clone(), name, hold })
+            let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+            let taints = taints.map(|taint| taint.key.as_str().into()).collect();
+            Ok(NodeFacts { hostname: hostname.clone(), uid, labels: node.labels().clone(), name, hold, taints })
         }
         _ => Err(format!("Node {name} has no label {HOSTNAME_LABEL}: label it, or local volumes can't be bound to it")),
     }
@@ -70,7 +117,7 @@ fn node_facts(node: &Node) -> Result<NodeFacts, String> {
 pub async fn storage_classes(client: Client, events: Sender<Event>) {
     let config = watcher::Config::default().timeout(60).page_size(PAGE);
     let mut listed = BTreeSet::new();
-    follow("storageclasses", Api::<StorageClass>::all(client), config, events, move |event| {
+    let translate = move |event: Watch<StorageClass>| {
         Some(match event {
             Watch::Init => {
                 listed.clear();
@@ -84,8 +131,8 @@ pub async fn storage_classes(client: Client, events: Sender<Event>) {
             Watch::Delete(class) => Event::ClassGone(class.name_any()),
             Watch::InitDone => Event::ClassesListed(std::mem::take(&mut listed)),
         })
-    })
-    .await;
+    };
+    follow("storageclasses", Api::<StorageClass>::all(client), config, events, translate, |_| false).await;
 }
 
 fn class_facts(class: &StorageClass) -> Event {
@@ -96,40 +143,103 @@ fn class_facts(class: &StorageClass) -> Event {
     Event::Class(class.name_any(), facts)
 }
 
-/// Watches the PVs that carry our label for this node.
-pub async fn persistent_volumes(client: Client, node: NodeFacts, use_node_name_only: bool, events: Sender<Event>) {
-    let selector = format!("{NODE_LABEL}={}", pv::node_label_value(&node.name));
-    let config = watcher::Config::default().timeout(60).page_size(PAGE).labels(&selector);
+/// Tells whether PVs may be patched, if that can be found out. `refused`: it is known that
+/// they may not, unless the API server says otherwise.
+pub async fn rights(cluster: Cluster, refused: bool, events: Sender<Event>) {
+    if let Some(may) = may_patch(&cluster).await.or(refused.then_some(false)) {
+        // Nobody listens any more when the agent is stopping.
+        let _ = events.send(Event::MayPatch(may)).await;
+    }
+}
+
+/// Whether PVs may be patched; `None` when that can't be asked. An API server that has just
+/// been started knows no roles for a moment, and a volume must not be wiped without a fence
+/// for that: so it has to say no twice.
+async fn may_patch(cluster: &Cluster) -> Option<bool> {
+    let (mut failures, mut refusals) = (0, 0);
+    loop {
+        match cluster.may("patch", "persistentvolumes").await {
+            Ok(true) => return Some(true),
+            Ok(false) if refusals > 0 => return Some(false),
+            Ok(false) => {
+                refusals += 1;
+                tokio::time::sleep(SECOND_OPINION).await;
+            }
+            Err(error) if matches!(error, ApiError::Unknown(_)) || error.is_unready() => {
+                debug!(%error, "It is not known yet whether PVs may be patched");
+                tokio::time::sleep(backoff(BACKOFF, failures, fastrand::f64())).await;
+                (failures, refusals) = (failures + 1, 0);
+            }
+            Err(error) => {
+                debug!(%error, "It can't be asked whether PVs may be patched");
+                return None;
+            }
+        }
+    }
+}
+
+/// What the watch of PVs goes by.
+pub struct PvWatch {
+    /// This node.
+    pub node: NodeFacts,
+    /// As in the config.
+    pub use_node_name_only: bool,
+    /// Whether PVs may be patched; asked first when it is not known.
+    pub may_patch: Option<bool>,
+}
+
+/// Watches the PVs that carry our label for this node; or all of the cluster where those
+/// of the Go provisioner can't be given it, and keeps only what concerns this node.
+pub async fn persistent_volumes(cluster: Cluster, client: Client, watch: PvWatch, events: Sender<Event>) {
+    let PvWatch { node, use_node_name_only, may_patch: known } = watch;
+    let may = match known {
+        Some(may) => may,
+        // If nobody can say, a patch that is refused will.
+        None => may_patch(&cluster).await.unwrap_or(true),
+    };
+    if events.send(Event::MayPatch(may)).await.is_err() {
+        return;
+    }
+    let mut config = watcher::Config::default().timeout(60).page_size(PAGE);
+    if may {
+        config = config.labels(&format!("{NODE_LABEL}={}", pv::node_label_value(&node.name)));
+    }
     let mut listed = BTreeSet::new();
-    follow("persistentvolumes", Api::<PersistentVolume>::all(client), config, events, move |event| {
+    let translate = move |event: Watch<PersistentVolume>| {
+        let sort = |pv: &PersistentVolume| match pv::sort(pv, &node, use_node_name_only) {
+            Decoded::Elsewhere => None,
+            decoded => Some(decoded),
+        };
         Some(match event {
             Watch::Init => {
                 listed.clear();
                 return None;
             }
             Watch::InitApply(pv) => {
+                let decoded = sort(&pv)?;
                 listed.insert(pv.name_any());
-                Event::PvListed(pv::sort(&pv, &node, use_node_name_only))
+                Event::PvListed(decoded)
             }
-            Watch::Apply(pv) => Event::Pv(pv::sort(&pv, &node, use_node_name_only)),
+            Watch::Apply(pv) => Event::Pv(sort(&pv)?),
             Watch::Delete(pv) => {
-                let last = pv::sort(&pv, &node, use_node_name_only);
+                let last = sort(&pv)?;
                 Event::PvLeft { name: pv.name_any(), uid: pv.uid().unwrap_or_default(), last }
             }
             Watch::InitDone => Event::PvsListed(std::mem::take(&mut listed)),
         })
-    })
-    .await;
+    };
+    follow("persistentvolumes", Api::<PersistentVolume>::all(client), config, events, translate, |_| false).await;
 }
 
-/// Runs a watch and sends what `translate` makes of it, until nobody takes it any more.
-/// Failures are told once each, as is the end of them.
+/// Runs a watch and sends what `translate` makes of it, until nobody takes it any more or a
+/// failure ends it. Failures are told once each, as is the end of them.
 async fn follow<K>(
     what: &str,
     api: Api<K>,
     config: watcher::Config,
     events: Sender<Event>,
     mut translate: impl FnMut(Watch<K>) -> Option<Event>,
+    ends_it: impl Fn(&ApiError) -> bool,
 ) where
     K: kube::Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
@@ -152,8 +262,12 @@ async fn follow<K>(
                     }
                 }
                 Some(Err(error)) => {
+                    let error = ApiError::from(error);
+                    if ends_it(&error) {
+                        return;
+                    }
                     failures += 1;
-                    complaint.about(error.into()).await;
+                    complaint.about(error).await;
                 }
                 None => break,
             }

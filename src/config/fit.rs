@@ -13,7 +13,7 @@ use super::problem::{Place, Problem, suggestion};
 use super::scalar::{self, Scalar};
 use super::yaml::{Kind, Node};
 
-/// After so many problems, no more warnings are added.
+/// After so many problems, no more warnings are added; after twice as many, no errors.
 const ENOUGH: usize = 200;
 
 /// A value of the expected form. `null` counts as absent: there is no such value.
@@ -50,9 +50,16 @@ pub struct Fitter {
 }
 
 impl Fitter {
-    /// Notes an error.
+    /// Notes an error, unless there is more of that than anybody reads.
     pub fn error(&mut self, place: Option<Place>, text: String) {
-        self.problems.push(Problem::error(&self.key, place, text));
+        if self.problems.len() < 2 * ENOUGH {
+            self.problems.push(Problem::error(&self.key, place, text));
+        }
+    }
+
+    /// Whether something is wrong with the key's text.
+    pub fn has_error(&self, key: &str) -> bool {
+        self.problems.iter().any(|problem| problem.is_error() && problem.key.eq_ignore_ascii_case(key))
     }
 
     /// Notes something odd, unless there is more of that than anybody reads.

@@ -34,7 +34,7 @@ const fn key(name: &'static str, shape: Shape) -> Key {
 /// The class map's key: the only one that has to be there.
 pub const CLASSES: &str = "storageClassMap";
 
-/// The keys of the ConfigMap. The last two are ours, the others the Go provisioner's.
+/// The keys of the ConfigMap. The last three are ours, the others the Go provisioner's.
 pub const KEYS: &[Key] = &[
     key(CLASSES, Shape::Map(&Shape::Object(CLASS))),
     key("nodeLabelsForPV", Shape::List(&Shape::Text)),
@@ -49,6 +49,7 @@ pub const KEYS: &[Key] = &[
     key("provisionerNotReadyNodeTaintKey", Shape::Text),
     key("maxParallelWipes", Shape::Int),
     key("withdrawAfter", Shape::Text),
+    key("holdTaintForBoundVolumes", Shape::Bool),
 ];
 
 /// The keys of a class. The last three are ours.

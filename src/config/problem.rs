@@ -82,10 +82,17 @@ pub struct ConfigError {
     pub problems: Vec<Problem>,
 }
 
+/// So many errors are told in one line.
+const TOLD: usize = 8;
+
 impl ConfigError {
     fn errors(&self) -> String {
-        let errors = self.problems.iter().filter(|problem| problem.is_error());
-        errors.map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        let errors: Vec<&Problem> = self.problems.iter().filter(|problem| problem.is_error()).collect();
+        let mut text = errors.iter().take(TOLD).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        if errors.len() > TOLD {
+            text += &format!("; and {} more", errors.len() - TOLD);
+        }
+        text
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, Span, Tag};
 
 use super::problem::Place;
 
@@ -84,7 +84,10 @@ pub fn documents(text: &str) -> Result<Vec<Rc<Node>>, Fault> {
     for event in Parser::new_from_str_with_options(text, options) {
         let (event, span) = event.map_err(|error| Fault {
             place: place_of(error.marker().line(), error.marker().col()),
-            text: error.info(),
+            text: match error.kind() {
+                ErrorKind::RecursionLimitExceeded => too_deep(),
+                _ => error.info(),
+            },
         })?;
         builder.take(event, &span)?;
     }
@@ -164,15 +167,11 @@ impl Builder {
         let cost = Cost { nodes: 1, text: 0 };
         self.total.add(cost);
         self.open.push(Open { place, tag, anchor, children: Vec::new(), is_map, depth: 0, cost });
-        self.check(place)
+        self.check(place, 0)
     }
 
     fn complete(&mut self, node: Rc<Node>, anchor: usize, depth: usize, cost: Cost) -> Result<(), Fault> {
-        self.check(node.place)?;
-        if self.open.len() + depth > MAX_DEPTH {
-            let text = format!("lists and maps lie more than {MAX_DEPTH} deep in each other");
-            return Err(Fault { place: node.place, text });
-        }
+        self.check(node.place, depth)?;
         if anchor != 0 {
             self.anchors.insert(anchor, (Rc::clone(&node), depth, cost));
         }
@@ -186,13 +185,21 @@ impl Builder {
         Ok(())
     }
 
-    fn check(&self, place: Place) -> Result<(), Fault> {
+    /// Holds the limits, with a value that is `depth` deep at the place.
+    fn check(&self, place: Place, depth: usize) -> Result<(), Fault> {
         if self.total.nodes > MAX_NODES || self.total.text > MAX_TEXT {
             let text = format!("it has more than {MAX_NODES} values, or its aliases repeat too much");
             return Err(Fault { place, text });
         }
+        if self.open.len() + depth > MAX_DEPTH {
+            return Err(Fault { place, text: too_deep() });
+        }
         Ok(())
     }
+}
+
+fn too_deep() -> String {
+    format!("lists and maps lie more than {MAX_DEPTH} deep in each other")
 }
 
 fn place_of(line: usize, column: usize) -> Place {
@@ -231,7 +238,7 @@ mod tests {
     fn depth_and_length_are_bounded() {
         assert!(documents(&format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH))).is_ok());
         for text in ["[".repeat(100_000), "- ".repeat(100_000), "{a: ".repeat(100_000), "? ".repeat(100_000)] {
-            documents(&text).expect_err("it is too deep");
+            assert!(fault(&text).contains("deep in each other"), "{}", &text[..4]);
         }
         let mut text = "a0: &a0 [x]\n".to_owned();
         for level in 1..=MAX_DEPTH {

@@ -1,9 +1,10 @@
 //! What the controller begins: writes of single PVs, and ([`reclaim`]) the reclaim of a
-//! Released one from the fence to its end. Each runs as a task and ends with what is now
+//! Released one from the fence to its end, or ([`unfenced`]) without a fence. Each runs as a task and ends with what is now
 //! known.
 
 mod job;
 mod reclaim;
+mod unfenced;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ pub struct Tools {
     pub cluster: Cluster,
     pub node: Option<Arc<NodeFacts>>,
     pub use_node_name_only: bool,
+    /// Whether PVs may be patched, and so be fenced.
+    pub may_patch: bool,
     /// Turns true when the agent stops.
     pub stopped: watch::Receiver<bool>,
     pub metrics: Arc<Metrics>,

@@ -22,6 +22,8 @@ const LOOK: Duration = Duration::from_secs(10);
 /// The ledger and what is wrong with it.
 pub struct Books {
     ledger: Ledger,
+    /// What the state directory keeps of the config.
+    classes: Vec<u8>,
     heard: UnboundedReceiver<Entry>,
     saves: JoinSet<Result<(), StateDirError>>,
     looks: JoinSet<Result<Vec<Entry>, StateDirError>>,
@@ -35,13 +37,15 @@ pub struct Books {
 }
 
 impl Books {
-    /// Also returns the scribe for those who work on single volumes.
-    pub fn open(ledger: Ledger, directory: Option<StateDir>) -> (Self, Scribe) {
+    /// `classes` is what the state directory has of the config. Also returns the scribe for
+    /// those who work on single volumes.
+    pub fn open(ledger: Ledger, classes: Vec<u8>, directory: Option<StateDir>) -> (Self, Scribe) {
         let look_at = directory.as_ref().map(|_| Instant::now() + LOOK);
         let (scribe, heard) = Scribe::new(directory);
         (
             Self {
                 ledger,
+                classes,
                 heard,
                 saves: JoinSet::new(),
                 looks: JoinSet::new(),
@@ -115,6 +119,15 @@ impl Books {
         }
     }
 
+    /// Begins to save what the state directory is to keep of the config. What is decided
+    /// by that config is written after it.
+    pub fn note_classes(&mut self, classes: Vec<u8>, scribe: &Scribe) {
+        if classes != self.classes {
+            self.classes.clone_from(&classes);
+            self.saves.spawn(scribe.save_classes(classes));
+        }
+    }
+
     /// A PV is gone. If it was seen to go, and had never been claimed, its volume is as it
     /// was before it was offered.
     pub fn note_gone(&mut self, last: Option<&OwnedPv>, scribe: &Scribe) {
@@ -153,7 +166,8 @@ impl Books {
         }
         self.retry_at = None;
         let (scribe, entries) = (scribe.clone(), self.ledger.entries().cloned().collect());
-        self.saves.spawn(async move { scribe.rewrite(entries).await });
+        let classes = self.classes.clone();
+        self.saves.spawn(async move { scribe.rewrite(entries, classes).await });
     }
 
     /// When to [`Books::tick`].

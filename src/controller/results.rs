@@ -64,6 +64,7 @@ impl Controller {
                 }
             }
             Ended::Api(error) => {
+                self.note_refusal(&error);
                 self.fail(&pv, Verdict::new(Reason::Refused, format!("its PV can't be written: {error}")));
             }
             Ended::Ledger(error) => {

@@ -43,12 +43,24 @@ impl Scribe {
         }
     }
 
-    /// Writes everything again, also when the directory was taken away.
-    pub async fn rewrite(&self, entries: Vec<Entry>) -> Result<(), StateDirError> {
-        match &self.directory {
-            Some(directory) => directory.rewrite_all(&entries).await,
-            None => Ok(()),
+    /// Makes the text about the classes durable. It is on its way when this returns.
+    pub fn save_classes(&self, text: Vec<u8>) -> impl Future<Output = Result<(), StateDirError>> + use<> {
+        let answer = self.directory.as_ref().map(|directory| directory.save_classes(text));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok(()),
+            }
         }
+    }
+
+    /// Writes everything again, also when the directory was taken away.
+    pub async fn rewrite(&self, entries: Vec<Entry>, classes: Vec<u8>) -> Result<(), StateDirError> {
+        if let Some(directory) = &self.directory {
+            directory.rewrite_all(&entries).await?;
+            directory.save_classes(classes).await?;
+        }
+        Ok(())
     }
 
     /// Keeps who works beside the agent from the entry's volume until the lock is dropped;

@@ -5,13 +5,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 
 use crate::identity::DeviceNumber;
 use crate::plan::Target;
 
+/// More devices than a node has.
+const MOST: usize = 1 << 20;
+
 /// What volumes take turns at. The controller owns it.
 pub struct Turns {
+    wipes: usize,
     node: Arc<Semaphore>,
+    /// They wait to take turns out of the game, so that there are fewer.
+    fewer: JoinSet<()>,
     disks: BTreeMap<DeviceNumber, Arc<Semaphore>>,
 }
 
@@ -26,7 +33,22 @@ pub struct Turn {
 impl Turns {
     /// For so many devices at the same time.
     pub fn new(wipes: usize) -> Self {
-        Self { node: Arc::new(Semaphore::new(wipes)), disks: BTreeMap::new() }
+        let wipes = wipes.min(MOST);
+        Self { wipes, node: Arc::new(Semaphore::new(wipes)), fewer: JoinSet::new(), disks: BTreeMap::new() }
+    }
+
+    /// For so many devices from now on. What is being wiped goes on.
+    pub fn set_wipes(&mut self, wipes: usize) {
+        let wipes = wipes.min(MOST);
+        let before = std::mem::replace(&mut self.wipes, wipes);
+        if wipes > before {
+            self.node.add_permits(wipes - before);
+        } else if let Ok(fewer @ 1..) = u32::try_from(before - wipes) {
+            let node = Arc::clone(&self.node);
+            self.fewer.spawn(async move {
+                node.acquire_many_owned(fewer).await.expect("the semaphore is never closed").forget();
+            });
+        }
     }
 
     /// The queues that the volume stands in: those of its disks; and, as it takes
@@ -80,5 +102,28 @@ mod tests {
         drop(first);
         assert!(same_disk.wait().now_or_never().is_some());
         drop(second);
+    }
+
+    #[tokio::test]
+    async fn a_new_number_of_turns_holds_once_those_that_were_given_end() {
+        let mut turns = Turns::new(3);
+        let mut begun = Vec::new();
+        for minor in 0..3 {
+            begun.push(place(&mut turns, minor).wait().await);
+        }
+        turns.set_wipes(1);
+        tokio::task::yield_now().await;
+        let next = place(&mut turns, 9);
+        for _ in 0..2 {
+            drop(begun.pop());
+            tokio::task::yield_now().await;
+            assert!(next.wait().now_or_never().is_none(), "one is still being wiped");
+        }
+        drop(begun.pop());
+        let only = next.wait().now_or_never().expect("it is the only one");
+        assert!(place(&mut turns, 10).wait().now_or_never().is_none());
+        turns.set_wipes(2);
+        let second = place(&mut turns, 10).wait().now_or_never().expect("the second of two");
+        drop((only, second));
     }
 }

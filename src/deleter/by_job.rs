@@ -63,7 +63,7 @@ mod tests {
     use crate::method::{Method, WipeRules};
     use crate::plan::{ByJob, Target};
     use crate::pv::{OwnedPv, Phase};
-    use crate::reclaim::{Step, next_step};
+    use crate::reclaim::{Begun, Step, next_step};
     use crate::testing;
 
     fn succeeded(target: &Target, digest: &str) -> Succeeded {
@@ -86,7 +86,9 @@ mod tests {
         let target = Target { rules, ..testing::target("a", 1) };
         let owned = OwnedPv { phase: Phase::Released, fenced: true, terminating: true, ..testing::owned_pv("a", "c") };
         let verify = |done: &Succeeded| {
-            let Step::Wipe(leave) = next_step(Some(&owned), target.begun(), false) else { panic!("it is fenced") };
+            let Step::Wipe(leave) = next_step(Some(&owned), Begun { uid: &owned.uid, claim: "" }, false) else {
+                panic!("it is fenced")
+            };
             let volume = OpenVolume::Device { fd: tempfile::tempfile().expect("a file").into(), bytes: 4096 };
             let claimed = Claimed { leave, volume, is_the_recorded_one: true, digest: "now".to_owned() };
             let (rules, mark) = (&target.rules, wipe::MarkId(1));

@@ -13,7 +13,7 @@ use crate::node::mountinfo::MountTable;
 use crate::node::sysfs::Sysfs;
 use crate::node::{busy, identity, ioctl};
 use crate::plan::Target;
-use crate::reclaim::Fence;
+use crate::reclaim::{Fence, Release};
 
 /// Takes the volume for good: opens it, exclusively when it is a device, and compares
 /// its identity on the open file.
@@ -23,6 +23,15 @@ use crate::reclaim::Fence;
 pub fn claim(fence: Fence, target: &Target) -> Result<Claimed, WipeError> {
     let Opened { volume, is_the_recorded_one, digest } = open(target, Intent::Claim)?;
     Ok(Claimed { leave: fence, volume, is_the_recorded_one, digest })
+}
+
+/// As [`claim`], for a PV that can't be fenced.
+///
+/// # Errors
+/// As [`claim`].
+pub fn claim_released(leave: Release, target: &Target) -> Result<Claimed<Release>, WipeError> {
+    let Opened { volume, is_the_recorded_one, digest } = open(target, Intent::Claim)?;
+    Ok(Claimed { leave, volume, is_the_recorded_one, digest })
 }
 
 /// As [`claim`], for a volume without a PV, at an admin's hand.

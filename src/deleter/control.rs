@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
 use super::WipeError;
 
 /// How long a wipe sleeps at most before it looks whether it shall end.
@@ -71,6 +73,8 @@ impl Phase {
 #[derive(Debug, Default)]
 pub struct Control {
     cancelled: AtomicBool,
+    cancel: Notify,
+    begun: AtomicBool,
     running: AtomicBool,
     phase: AtomicU8,
     done: AtomicU64,
@@ -80,7 +84,15 @@ pub struct Control {
 impl Control {
     /// Makes the wipe end at its next step.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
+        self.cancelled.store(true, Ordering::SeqCst);
+        self.cancel.notify_one();
+    }
+
+    /// Completes once the wipe was told to end. For one who waits at a time.
+    pub async fn cancelled(&self) {
+        while !self.is_cancelled() {
+            self.cancel.notified().await;
+        }
     }
 
     /// Bytes (of a device, over all passes) or entries (of a directory) done, and bytes
@@ -106,7 +118,21 @@ impl Control {
     /// Whether it was told to end.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Whether something of the volume's content may have changed. When it says no after a
+    /// cancel, nothing has and nothing will.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Called before the first byte changes.
+    pub(super) fn begin(&self) -> Result<(), WipeError> {
+        self.check()?;
+        self.begun.store(true, Ordering::SeqCst);
+        self.check()
     }
 
     pub(super) fn set_running(&self, running: bool) {
@@ -118,7 +144,7 @@ impl Control {
     }
 
     pub(super) fn check(&self) -> Result<(), WipeError> {
-        if self.cancelled.load(Ordering::Relaxed) { Err(WipeError::Cancelled) } else { Ok(()) }
+        if self.is_cancelled() { Err(WipeError::Cancelled) } else { Ok(()) }
     }
 
     pub(super) fn advance(&self, by: u64) {
@@ -162,6 +188,18 @@ mod tests {
             control.enter(phase);
             assert_eq!(control.phase(), phase);
         }
+    }
+
+    #[test]
+    fn what_was_cancelled_before_it_began_does_not_begin() {
+        let control = Control::default();
+        control.cancel();
+        assert!(matches!(control.begin(), Err(WipeError::Cancelled)));
+        assert!(!control.has_begun());
+        let control = Control::default();
+        assert!(control.begin().is_ok());
+        control.cancel();
+        assert!(control.has_begun());
     }
 
     #[test]

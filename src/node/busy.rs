@@ -78,6 +78,14 @@ pub fn user_of_directory(mounts: &MountTable, id: u64, aliases: &[String]) -> Op
     Some(format!("{part} is also mounted at {}", String::from_utf8_lossy(&other.mount_point)))
 }
 
+/// Whether pods' mounts are to be seen: on every node some pod has a volume of Kubernetes'
+/// own mounted, if only this process's.
+#[must_use]
+pub fn sees_pods(mounts: &MountTable) -> bool {
+    let below = b"/volumes/kubernetes.io~";
+    mounts.iter().any(|(_, mount)| mount.mount_point.windows(below.len()).any(|part| part == below))
+}
+
 fn loop_over(sysfs: &Sysfs, family: &Family) -> Option<String> {
     let mounts = MountTable::read().unwrap_or_default();
     let over = |device: &Block| backing(sysfs, &mounts, family, device).is_some_and(|number| family.has(number));

@@ -49,14 +49,13 @@ enum Report {
 
 /// Starts the thread that takes snapshots; it ends with the process.
 pub fn spawn(
-    directories: BTreeSet<String>,
     watches: Watches,
     waker: &Waker,
     wakes: Receiver<()>,
     snapshots: latest::Sender<Option<Arc<Snapshot>>>,
 ) -> io::Result<()> {
     let mut scan = Scan {
-        directories,
+        directories: Arc::default(),
         watches,
         waker: waker.clone(),
         hung: Hung::default(),
@@ -84,7 +83,7 @@ pub fn spawn(
 }
 
 struct Scan {
-    directories: BTreeSet<String>,
+    directories: Arc<BTreeSet<String>>,
     watches: Watches,
     waker: Waker,
     hung: Hung,
@@ -97,6 +96,9 @@ struct Scan {
 impl Scan {
     fn snapshot(&mut self) -> Snapshot {
         self.patience_left = PATIENCE_PER_SCAN;
+        self.directories = self.waker.directories();
+        self.watches.retain(&self.directories);
+        self.fingerprints.retain(|directory, _| self.directories.contains(directory));
         if self.waker.full.swap(false, Ordering::Relaxed) {
             self.known = Arc::default();
         }
@@ -139,7 +141,7 @@ impl Scan {
     fn attempt(&mut self, worker: &RunningWorker, hung: &HashSet<Place>) -> Result<(Snapshot, Known), Place> {
         let mut snapshot = Snapshot::default();
         let mut known = Known::new();
-        for directory in self.directories.clone() {
+        for directory in Arc::clone(&self.directories).iter() {
             let listing = if hung.contains(&(directory.clone(), None)) {
                 Listing::Unresponsive
             } else {
@@ -147,13 +149,13 @@ impl Scan {
                     Report::Listed(Ok((fingerprint, names))) => {
                         self.fingerprints.insert(directory.clone(), fingerprint);
                         let known = known.entry(directory.clone()).or_default();
-                        Listing::Entries(self.entries(&directory, names, hung, worker, known)?)
+                        Listing::Entries(self.entries(directory, names, hung, worker, known)?)
                     }
                     Report::Listed(Err(error)) => Listing::Failed(error.to_string()),
                     Report::Probed(..) => unreachable!("a worker lists a directory before it probes its entries"),
                 }
             };
-            snapshot.directories.insert(directory, listing);
+            snapshot.directories.insert(directory.clone(), listing);
         }
         Ok((snapshot, known))
     }
@@ -213,7 +215,7 @@ impl Scan {
         let (sender, reports) = channel();
         let state = Arc::new(Mutex::new(WorkerState::Working));
         let worker = Worker {
-            directories: self.directories.clone(),
+            directories: Arc::clone(&self.directories),
             skip: hung,
             known: Arc::clone(&self.known),
             reports: sender,
@@ -243,7 +245,7 @@ enum WorkerState {
 /// Does one pass, reporting each step. Lives for one pass, or as long as the kernel
 /// holds it.
 struct Worker {
-    directories: BTreeSet<String>,
+    directories: Arc<BTreeSet<String>>,
     skip: HashSet<Place>,
     known: Arc<Known>,
     reports: Sender<Report>,
@@ -266,7 +268,7 @@ impl Worker {
     /// Ends early when nobody listens any more.
     fn pass(&self) {
         let mut mounts = MountTable::read().unwrap_or_default();
-        for directory in &self.directories {
+        for directory in self.directories.iter() {
             if self.skip.contains(&(directory.clone(), None)) {
                 continue;
             }

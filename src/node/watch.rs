@@ -4,7 +4,7 @@
 //! directory at the path.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use anyhow::Context as _;
@@ -25,11 +25,10 @@ pub struct Watches {
 
 impl Watches {
     /// Makes the inotify instance; nothing is watched before [`Watches::rearm`].
-    pub fn new(waker: Waker, directories: &BTreeSet<String>) -> anyhow::Result<Self> {
-        let wanted: Vec<PathBuf> = directories.iter().map(PathBuf::from).collect();
+    pub fn new(waker: Waker) -> anyhow::Result<Self> {
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
             Ok(event) => {
-                if concerns(&event, &wanted) {
+                if concerns(&event, &waker.directories()) {
                     waker.wake();
                 }
             }
@@ -40,6 +39,20 @@ impl Watches {
         })
         .context("no inotify instance can be had; raise fs.inotify.max_user_instances")?;
         Ok(Self { watcher, armed: BTreeMap::new() })
+    }
+
+    /// Ends the watches on other directories than these. Those on the directories above
+    /// them stay; they are few, and what they say concerns nobody.
+    pub fn retain(&mut self, directories: &BTreeSet<String>) {
+        let Self { watcher, armed } = self;
+        armed.retain(|directory, _| {
+            let is_wanted = directories.contains(directory);
+            if !is_wanted {
+                // It may be gone, and its watch with it.
+                let _ = watcher.unwatch(Path::new(directory));
+            }
+            is_wanted
+        });
     }
 
     /// Watches the directory that the scan has just seen at the path (`None`: none), and
@@ -70,12 +83,13 @@ impl Watches {
 
 /// Whether an event can change a snapshot. The scan's own reading shows as `Access`;
 /// writes into files and devices as `Modify(Data)`.
-fn concerns(event: &notify::Event, directories: &[PathBuf]) -> bool {
+fn concerns(event: &notify::Event, directories: &BTreeSet<String>) -> bool {
     match event.kind {
         EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_)) => false,
         _ if event.need_rescan() || event.paths.is_empty() => true,
         _ => event.paths.iter().any(|path| {
-            directories.iter().any(|directory| path.parent() == Some(directory) || directory.starts_with(path))
+            let mut directories = directories.iter().map(Path::new);
+            directories.any(|directory| path.parent() == Some(directory) || directory.starts_with(path))
         }),
     }
 }
@@ -104,10 +118,11 @@ pub fn poll_mount_table(waker: Waker) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use notify::event::{AccessKind, CreateKind, DataChange, Flag};
+    use std::path::PathBuf;
 
     #[test]
     fn only_events_that_can_change_a_snapshot_wake() {
-        let directories = [PathBuf::from("/mnt/disks")];
+        let directories = BTreeSet::from(["/mnt/disks".to_owned()]);
         let event = |kind, path: &str| notify::Event::new(kind).add_path(PathBuf::from(path));
         let created = EventKind::Create(CreateKind::Any);
         assert!(concerns(&event(created, "/mnt/disks/a"), &directories));

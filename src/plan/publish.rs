@@ -2,7 +2,7 @@
 //! never offered as it is: a PV that nobody can claim shows it instead.
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use super::{Action, Creation, Plan, Target, World, record, waiting};
 use crate::config::{Class, DirtyPolicy};
@@ -24,24 +24,24 @@ pub fn offer(
     try_offer(world, finding, rival, offered, plan).unwrap_or_else(|verdict| verdict)
 }
 
-/// Which PV has which volume, by what was recorded in the PVs: their volumes may be at
+/// Which PV has which volume, by what was recorded in the PVs, or else in the ledger: their volumes may be at
 /// other paths by now.
 pub struct Offered<'a> {
-    owned: &'a BTreeMap<String, OwnedPv>,
+    world: World<'a>,
     by_key: OnceCell<HashMap<u64, Vec<&'a OwnedPv>>>,
 }
 
 impl<'a> Offered<'a> {
     /// The PVs of the world.
     pub fn of(world: &World<'a>) -> Self {
-        Self { owned: world.owned, by_key: OnceCell::new() }
+        Self { world: *world, by_key: OnceCell::new() }
     }
 
     fn pv_of(&self, identity: &Identity) -> Option<&'a OwnedPv> {
         let by_key = self.by_key.get_or_init(|| {
             let mut by_key: HashMap<u64, Vec<&OwnedPv>> = HashMap::new();
-            for owned in self.owned.values() {
-                for key in owned.identity.iter().flat_map(|identity| identity.keys()) {
+            for owned in self.world.owned.values() {
+                for key in record::identity(&self.world, owned).into_iter().flat_map(|identity| identity.keys()) {
                     by_key.entry(key).or_default().push(owned);
                 }
             }
@@ -49,7 +49,7 @@ impl<'a> Offered<'a> {
         });
         let candidates = identity.keys().into_iter().filter_map(|key| by_key.get(&key)).flatten().copied();
         let same = |owned: &&OwnedPv| {
-            owned.identity.as_ref().is_some_and(|recorded| recorded.compare(identity) == Comparison::Same)
+            record::identity(&self.world, owned).is_some_and(|recorded| recorded.compare(identity) == Comparison::Same)
         };
         candidates.into_iter().find(same)
     }

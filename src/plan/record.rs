@@ -44,6 +44,10 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
         let wiping = State::Wiping { pv, uid, claim: claim(), method: "".into(), cursor: None };
         return known.is_none().then_some(wiping);
     }
+    // Its wipe has begun without a fence: until it ends, or a claim gets it, that is so.
+    if wiped_claim_in(known, owned).is_some() && owned.phase != Phase::Bound {
+        return None;
+    }
     let used = |claim: Option<Claim>| Some(State::Used { pv: pv.clone(), uid: uid.clone(), claim, since: owned.since });
     match owned.phase {
         // Nobody has written to it but the tenant before.
@@ -90,6 +94,23 @@ pub fn rolled_back(world: &World<'_>, owned: &OwnedPv) -> Option<String> {
     let whom = claim.as_ref().map_or_else(|| "a claim".to_owned(), |claim| format!("claim {claim}"));
     (owned.phase == Phase::Available && is_older)
         .then(|| format!("{whom} has had it since its PV became Available: the API server shows an older state"))
+}
+
+/// The claim whose data was being wiped when the PV, which no fence guards, was seen last.
+pub fn wiped_claim<'a>(world: &World<'a>, owned: &OwnedPv) -> Option<&'a Claim> {
+    wiped_claim_in(world.ledger.of_pv(&owned.uid), owned)
+}
+
+fn wiped_claim_in<'a>(known: Option<&'a Entry>, owned: &OwnedPv) -> Option<&'a Claim> {
+    match known.map(|entry| &entry.state) {
+        // One without a method has not begun.
+        Some(State::Wiping { uid, claim, method, .. })
+            if **uid == *owned.uid && !method.is_empty() && !owned.fenced && !owned.terminating =>
+        {
+            claim.as_ref()
+        }
+        _ => None,
+    }
 }
 
 /// Whether the ledger has an admin's word that retires the volume, and the PV goes for it.

@@ -40,6 +40,9 @@ pub fn present(
     if world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name) {
         return if wants_reclaim(owned) { underway(world, owned) } else { kept(world, owned) };
     }
+    if let Some(verdict) = taken_back(world, owned, plan).or_else(|| without_patch(world, owned)) {
+        return verdict;
+    }
     let now = &candidate.sighting.identity;
     let accepted = owned.accepted.as_deref().is_some_and(|accepted| *accepted == now.digest());
     let same = match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
@@ -51,15 +54,17 @@ pub fn present(
         None if (owned.terminating || owned.garbled) && !accepted => {
             return changed(world, owned, candidate, "nothing says which volume it was", plan);
         }
-        // A PV without identity is taken for what is there now: nothing better is known.
+        // A PV without identity is taken for what is there now: nothing better is known. The
+        // ledger has that from now on, also where the PV can't be given it.
+        None if !world.may_patch => true,
         Some(_) | None => return adopt(world, owned, Some(now), plan),
     };
-    if !owned.terminating && (!owned.labelled || (same && owned.identity.is_none())) {
+    if world.may_patch && !owned.terminating && (!owned.labelled || (same && owned.identity.is_none())) {
         // What is not known to be its volume is never recorded as such.
         return adopt(world, owned, Some(now).filter(|_| same), plan);
     }
     if wants_reclaim(owned) {
-        return reclaim(world, owned, candidate, rival, plan);
+        return reclaim(world, owned, finding, candidate, rival, plan);
     }
     follow(world, owned, finding, candidate, plan)
 }
@@ -78,6 +83,36 @@ fn underway(world: &World<'_>, owned: &OwnedPv) -> Verdict {
     let wiping = owned.fenced || entry.is_some_and(|entry| matches!(entry.state, State::Wiping { .. }));
     let setback = world.memory.setback(&owned.name).filter(|_| !wiping);
     setback.map_or_else(|| Verdict::new(Reason::Wiping, ""), |setback| setback.verdict.clone())
+}
+
+/// Removes a PV whose wipe has begun without a fence, if somebody has taken it from that: no
+/// claim must get the volume before it is wiped to the end.
+fn taken_back(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> {
+    let claim = record::wiped_claim(world, owned)?;
+    let pv = Unclaimed::half_wiped(owned, &claim.uid)?;
+    if let Some(verdict) = waiting(world, &owned.name, plan) {
+        return Some(verdict);
+    }
+    let why = "it was taken from its wipe; a new PV takes its place when its volume is wiped to the end";
+    plan.begin(world, Action::Withdraw { pv, entry: None, why: why.to_owned() });
+    Some(Verdict::new(Reason::Pending, why))
+}
+
+/// What is not done for a PV because PVs may not be patched.
+fn without_patch(world: &World<'_>, owned: &OwnedPv) -> Option<Verdict> {
+    if world.may_patch {
+        return None;
+    }
+    let detail = match (&owned.word, owned.fenced, &owned.accepted) {
+        (_, true, _) => "its finalizer mooring.dev/wipe can't be taken off",
+        (Some(_), ..) => {
+            "its annotation mooring.dev/reclaim has no effect, because it could not be taken off after: take it off; to \
+             have the volume wiped, set its reclaim policy to Delete"
+        }
+        (.., Some(_)) => "its annotation mooring.dev/accept-identity has no effect, because it can't be recorded",
+        _ => return None,
+    };
+    Some(Verdict::new(Reason::Refused, format!("{detail}: the agent lacks the right to patch persistentvolumes")))
 }
 
 /// Removes the PV, if nobody has claimed it.
@@ -114,6 +149,7 @@ fn changed(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate, why: &str,
 fn reclaim(
     world: &World<'_>,
     owned: &OwnedPv,
+    finding: &Finding,
     candidate: &Candidate,
     rival: Option<&Finding>,
     plan: &mut Plan,
@@ -131,7 +167,7 @@ fn reclaim(
     if let Some(verdict) = given_away(world, owned) {
         return verdict;
     }
-    match target(world, owned, candidate) {
+    match target(world, owned, finding, candidate) {
         Ok(target) => {
             plan.begin(world, Action::Reclaim(Box::new(target)));
             underway(world, owned)
@@ -181,7 +217,8 @@ fn held(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> 
         let why = format!("{} of {} volumes were released within a minute", brake.released, brake.of);
         return wait(plan, left, why);
     }
-    let window = world.config.class(&owned.class).map_or(Duration::ZERO, |class| class.wipe_after);
+    let class = world.config.class_of(&owned.class, &owned.path);
+    let window = class.map_or(Duration::ZERO, |(class, _)| class.wipe_after);
     if window.is_zero() {
         return None;
     }
@@ -210,6 +247,10 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
     }
     if owned.phase == Phase::Released {
         match &owned.word {
+            Some(Word::Keep) if record::wiped_claim(world, owned).is_some() => {
+                let detail = "its wipe has begun: what is left of its data can't be offered; use wipe or retire";
+                return Verdict::new(Reason::Refused, detail);
+            }
             Some(Word::Keep) => plan.begin(world, Action::Keep(Seen::of(owned))),
             Some(Word::Retire) => return retire(world, owned, candidate, plan),
             Some(Word::Unknown(text)) => {
@@ -217,7 +258,7 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
                 return Verdict::new(Reason::Refused, detail);
             }
             Some(Word::Wipe) | None if owned.quarantined => {
-                if let Ok(target) = target(world, owned, candidate) {
+                if let Ok(target) = target(world, owned, finding, candidate) {
                     plan.begin(world, Action::FreeIfBlank { pv: Seen::of(owned), target: Box::new(target) });
                 }
                 plan.wake(world.now + BLANK_CHECK);
@@ -236,6 +277,9 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
     }
     let Some(offered) = owned.capacity else { return kept(world, owned) };
     let is = candidate.capacity;
+    if is > offered && !world.may_patch {
+        return Verdict::new(Reason::Published, format!("it has grown to {is}; its PV can't be patched to say so"));
+    }
     if is > offered && matches!(owned.phase, Phase::Available | Phase::Bound) {
         plan.begin(world, Action::Grow { pv: Seen::of(owned), to: is });
     } else if is < offered && Unclaimed::of(owned).is_some() {
@@ -307,23 +351,30 @@ fn quarantined(world: &World<'_>, owned: &OwnedPv) -> Verdict {
     }
 }
 
+/// A PV whose path is none of ours.
+fn refused(owned: &OwnedPv) -> Verdict {
+    let OwnedPv { class, path, .. } = owned;
+    let detail = format!(
+        "{path} is no entry of a configured directory of its class: if class {class} was removed, or its hostDir \
+         changed, add the class again as it was"
+    );
+    Verdict::new(Reason::Refused, detail)
+}
+
 /// Where to find the volume of a PV; refused unless its path is exactly a first-level
-/// entry of its class's directory.
-fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<Target, Verdict> {
-    let class = world.config.class(&owned.class);
-    let Some((class, entry)) = class.and_then(|class| class.entry_of(&owned.path).map(|entry| (class, entry))) else {
-        let detail = format!("{} is no entry of a configured directory of its class", owned.path);
-        return Err(Verdict::new(Reason::Refused, detail));
-    };
+/// entry of a directory of its class, of now or of before.
+fn target(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Candidate) -> Result<Target, Verdict> {
+    let (class, entry) = world.config.class_of(&owned.class, &owned.path).ok_or_else(|| refused(owned))?;
+    let mount_dir = finding.former.as_deref().unwrap_or(&class.mount_dir);
     let sighting = &candidate.sighting;
     let identity = record::identity(world, owned).unwrap_or(&sighting.identity).clone();
     Ok(Target {
         pv: owned.name.clone(),
         uid: owned.uid.clone(),
         claim: owned.claim.as_ref().map_or_else(Box::default, |claim| claim.uid.clone()),
-        mount_dir: class.mount_dir.clone(),
+        mount_dir: mount_dir.to_owned(),
         entry: entry.to_owned(),
-        aliases: aliases(world, class, entry),
+        aliases: aliases(world, class, mount_dir, entry),
         accepted: None,
         rules: class.wipe.clone(),
         disks: if sighting.below.is_empty() { [identity.device()].into() } else { sighting.below.clone() },
@@ -335,9 +386,9 @@ fn target(world: &World<'_>, owned: &OwnedPv, candidate: &Candidate) -> Result<T
 }
 
 /// The same entry through the other directories by which this process sees the class's.
-fn aliases(world: &World<'_>, class: &Class, entry: &str) -> Vec<String> {
-    let same = world.config.classes.iter().filter(|other| other.host_dir == class.host_dir);
-    let others = same.filter(|other| other.mount_dir != class.mount_dir);
+fn aliases(world: &World<'_>, class: &Class, mount_dir: &str, entry: &str) -> Vec<String> {
+    let same = world.config.present_and_former().filter(|other| other.host_dir == class.host_dir);
+    let others = same.filter(|other| other.mount_dir != mount_dir);
     others.map(|other| format!("{}/{entry}", other.mount_dir)).collect()
 }
 
@@ -348,7 +399,7 @@ fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
     }
     plan.missing.insert(owned.name.clone());
     if Unclaimed::of(owned).is_none() {
-        if !owned.labelled && !owned.terminating {
+        if world.may_patch && !owned.labelled && !owned.terminating {
             adopt(world, owned, None, plan);
         }
         return;
@@ -366,21 +417,29 @@ fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
 /// Whether all that the directory held, if more than one, is gone: a directory that was
 /// not mounted looks like that.
 fn all_gone(world: &World<'_>, owned: &OwnedPv) -> bool {
-    let any_left = world.findings.iter().any(|finding| finding.class == owned.class && finding.outcome.is_ok());
-    let others = world.owned.values().filter(|other| other.class == owned.class).count();
+    let is_beside = |class: &str, path: &str| class == owned.class && directory(path) == directory(&owned.path);
+    let mut beside = world.findings.iter().filter(|finding| is_beside(&finding.class, &finding.host_path));
+    let any_left = beside.any(|finding| finding.outcome.is_ok());
+    let others = world.owned.values().filter(|other| is_beside(&other.class, &other.path)).count();
     !any_left && others > 1
+}
+
+fn directory(path: &str) -> Option<&str> {
+    path.rsplit_once('/').map(|(directory, _)| directory)
 }
 
 /// A PV whose path shows nothing: its volume is gone, or its path is none of ours.
 pub fn without_finding(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> EntryStatus {
     let path = &owned.path;
-    let entry = world.config.class(&owned.class).and_then(|class| class.entry_of(path));
-    let verdict = match entry {
-        Some(_) if world.unseen.contains_key(&owned.class) => {
+    let place = world.config.class_of(&owned.class, path);
+    let taken = place.and_then(|_| taken_back(world, owned, plan).or_else(|| without_patch(world, owned)));
+    let verdict = match place.map(|(class, _)| world.unseen.get(&class.mount_dir)) {
+        Some(_) if taken.is_some() => taken.expect("it was seen just now"),
+        Some(Some(why)) => {
             absent(world, owned, false, plan);
-            world.unseen[&owned.class].clone()
+            why.clone()
         }
-        Some(_) => {
+        Some(None) => {
             absent(world, owned, true, plan);
             let detail = if owned.fenced {
                 "nothing is at its path, and its wipe had begun: without the disk, only taking the finalizer \
@@ -391,11 +450,11 @@ pub fn without_finding(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> E
             };
             Verdict::new(Reason::Vanished, detail)
         }
-        None => Verdict::new(Reason::Refused, format!("{path} is no entry of a configured directory of its class")),
+        None => refused(owned),
     };
     EntryStatus {
         class: owned.class.clone(),
-        entry: entry.unwrap_or_default().to_owned(),
+        entry: place.map(|(_, entry)| entry).unwrap_or_default().to_owned(),
         path: path.clone(),
         pv: Some(owned.name.clone()),
         verdict,

@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use super::StateDirError;
 use super::batch::Batch;
+use super::classes;
 use super::home::{self, EntryLock, Home};
 use super::load::{self, Seen};
 use crate::ledger::{Entry, EntryId, Ledger};
@@ -19,6 +20,8 @@ pub enum Request {
     RewriteAll { entries: Vec<(EntryId, Vec<u8>)>, done: Done<()> },
     Changed { done: Done<Vec<Entry>> },
     Read { done: Done<Ledger> },
+    ReadClasses { done: Done<Option<Vec<u8>>> },
+    SaveClasses { text: Vec<u8>, done: Done<()> },
     LockEntry { id: EntryId, done: Done<EntryLock> },
     Close { done: Done<()> },
 }
@@ -40,6 +43,8 @@ pub fn serve(mut home: Home, mut seen: Seen, requests: &Receiver<Request>) {
                 Request::LockEntry { id, done } => drop(done.send(home.lock_entry(id))),
                 Request::Changed { done } => drop(done.send(load::changed(&home, &mut seen))),
                 Request::Read { done } => drop(done.send(load::load(&home).map(|(ledger, _)| ledger))),
+                Request::ReadClasses { done } => drop(done.send(classes::read(&home))),
+                Request::SaveClasses { text, done } => drop(done.send(classes::save(&home, &text))),
                 Request::RewriteAll { entries, done } => {
                     drop(done.send(rewrite_all(&mut home, &mut seen, entries)));
                 }

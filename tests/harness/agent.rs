@@ -29,8 +29,13 @@ pub struct AgentOptions<'a> {
     pub config: &'a [(&'a str, &'a str)],
     /// Further arguments of `mooring agent`.
     pub args: &'a [&'a str],
+    /// Whether the subcommand is left out.
+    pub bare: bool,
     /// Whether it runs without a state directory.
     pub stateless: bool,
+    /// Whether it runs as in the DaemonSet of the Go provisioner: no subcommand or flag but
+    /// `args`, and its configuration where that has it.
+    pub as_old: bool,
     /// Further environment variables; they win over the harness's own.
     pub env: &'a [(&'a str, &'a str)],
     /// The program, where Cargo does not name it (a demo): else `MOORING_BIN`, else Cargo's.
@@ -49,9 +54,16 @@ impl Agent {
     /// Starts an agent for the node; returns at once.
     pub fn start(node: &TestNode, options: AgentOptions) -> Self {
         let config = ConfigDir::new(node.dir().join(format!("config-{}", unique())), options.config);
-        let mut command = launch::command_line(&launch::binary(options.binary));
-        command.arg("agent").arg("--config-dir").arg(config.path());
-        command.args(["--listen-address", "127.0.0.1:0", "--log-format", "json"]).args(options.args);
+        let binary = launch::binary(options.binary);
+        let mut command = if options.as_old {
+            launch::old_command_line(&binary, config.path())
+        } else {
+            let mut command = launch::command_line(&binary);
+            command.args((!options.bare).then_some("agent")).arg("--config-dir").arg(config.path());
+            command.args(["--listen-address", "127.0.0.1:0", "--log-format", "json"]);
+            command
+        };
+        command.args(options.args);
         if !options.stateless {
             command.arg("--state-dir").arg(node.state_dir());
         }
@@ -112,6 +124,9 @@ impl Agent {
     /// Where it serves HTTP, once it says so.
     pub async fn address(&self) -> String {
         let line = self.wait_log("HTTP server listening", START_TIMEOUT).await;
+        if let Some((_, address)) = line.split_once(" address=") {
+            return address.trim().to_owned();
+        }
         let event: Value = serde_json::from_str(&line).expect("the agent logs JSON");
         let address = event.pointer("/fields/address").or_else(|| event.get("address")).and_then(Value::as_str);
         address.expect("the agent says at which address it listens").to_owned()

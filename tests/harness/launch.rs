@@ -28,6 +28,15 @@ pub fn command_line(binary: &Path) -> Command {
     command
 }
 
+/// As [`command_line`], in a namespace whose `/etc/provisioner/config` is the directory.
+pub fn old_command_line(binary: &Path, config: &Path) -> Command {
+    let script = "mount -t tmpfs tmpfs /etc && mkdir -p /etc/provisioner/config && \
+                  mount --bind \"$1\" /etc/provisioner/config && shift && exec \"$@\"";
+    let mut command = command_line(Path::new("sh"));
+    command.args(["-c", script, "sh"]).arg(config).arg(binary);
+    command
+}
+
 /// Runs the command on the thread that then collects its output: a parent-death
 /// signal follows the thread, and this one lives as long as the output does.
 pub fn spawn(mut command: Command, lines: Arc<Mutex<Vec<String>>>) -> Child {

@@ -2,6 +2,7 @@
 //! credentials of the agent's `ServiceAccount` bound to that node, and a directory
 //! whose mounts an agent in a slave namespace sees.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -41,21 +42,23 @@ pub(super) struct Made {
 impl TestNode {
     /// A new node; its name begins with `tag`.
     pub async fn new(plane: &ControlPlane, tag: &str) -> Self {
-        require_own_namespace();
         let name = format!("{tag}-{}-{}", std::process::id(), unique());
+        let labels = [("kubernetes.io/hostname".to_owned(), name.clone())].into();
+        Self::named(plane, name, labels).await
+    }
+
+    /// A new node of that very name, with those labels.
+    pub async fn named(plane: &ControlPlane, name: String, labels: BTreeMap<String, String>) -> Self {
+        require_own_namespace();
         let client = plane.client().await;
         let node = Node {
-            metadata: ObjectMeta {
-                name: Some(name.clone()),
-                labels: Some([("kubernetes.io/hostname".to_owned(), name.clone())].into()),
-                ..ObjectMeta::default()
-            },
+            metadata: ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() },
             ..Node::default()
         };
         let node = Api::all(client.clone()).create(&PostParams::default(), &node).await.expect("a Node can be made");
         let uid = node.uid().expect("an object of the API server has a uid");
 
-        let scratch = Scratch::new(tag);
+        let scratch = Scratch::new(&name);
         let root = scratch.path().join("root");
         if is_root() {
             disk::tmpfs(&root, ROOT_BYTES);
@@ -64,7 +67,7 @@ impl TestNode {
             std::fs::create_dir(&root).expect("a directory can be made in a new one");
         }
         let kubeconfig = scratch.path().join("agent.kubeconfig");
-        let token = token(&client, &node).await;
+        let token = token(&client, rbac::SERVICE_ACCOUNT, &node).await;
         std::fs::write(&kubeconfig, with_token(plane.kubeconfig(), &token)).expect("a kubeconfig can be written");
         let existing_cluster = plane.is_existing();
         Self { name, uid, client, existing_cluster, kubeconfig, root, scratch, made: Mutex::default() }
@@ -88,6 +91,15 @@ impl TestNode {
     /// A kubeconfig with the rights of the agent's `ServiceAccount`, bound to this node.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// A kubeconfig with the rights of another `ServiceAccount` of the agent's namespace.
+    pub async fn kubeconfig_of(&self, account: &str) -> PathBuf {
+        let node = Api::<Node>::all(self.client()).get(&self.name).await.expect("the Node is there");
+        let token = token(&self.client, account, &node).await;
+        let path = self.scratch.path().join(format!("{account}.kubeconfig"));
+        std::fs::write(&path, with_token(&self.kubeconfig, &token)).expect("a kubeconfig can be written");
+        path
     }
 
     /// A directory on the machine's own filesystem, for backing files and the like.
@@ -168,8 +180,8 @@ where
     }
 }
 
-/// A token for the agent's `ServiceAccount` with a claim that names the node, as a pod on it would have.
-async fn token(client: &kube::Client, node: &Node) -> String {
+/// A token for a `ServiceAccount` of the agent's namespace with a claim that names the node, as a pod on it would have.
+async fn token(client: &kube::Client, account: &str, node: &Node) -> String {
     let bound_object_ref = BoundObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Node".to_owned()),
@@ -183,7 +195,7 @@ async fn token(client: &kube::Client, node: &Node) -> String {
     };
     let request = TokenRequest { spec, ..TokenRequest::default() };
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), rbac::NAMESPACE);
-    let answer = accounts.create_token_request(rbac::SERVICE_ACCOUNT, &PostParams::default(), &request).await;
+    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await;
     answer.expect("the API server issues tokens").status.expect("an issued token has a status").token
 }
 

@@ -30,6 +30,10 @@ pub struct Faults {
     pub hung_creates: u32,
     /// So many DELETEs are carried out, but their answers are lost.
     pub lost_deletes: u32,
+    /// Patches wait for as long as this is set.
+    pub hold_patches: bool,
+    /// So many patches have come to wait.
+    pub waiting_patches: u32,
 }
 
 #[derive(Clone)]
@@ -124,6 +128,12 @@ async fn forward(State(mut shared): State<Shared>, request: Request) -> Response
                 "message": "too old resource version",
             });
             return (StatusCode::GONE, Json(status)).into_response();
+        }
+    }
+    if parts.method == Method::PATCH && lock(&shared.faults).hold_patches {
+        lock(&shared.faults).waiting_patches += 1;
+        while lock(&shared.faults).hold_patches {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }
     let hang = parts.method == Method::POST && take(&mut lock(&shared.faults).hung_creates);

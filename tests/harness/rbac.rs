@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ObjectMeta, Patch, PatchParams, PostParams};
 use tokio::time::{Instant, sleep};
 
 /// The namespace that the manifest makes.
@@ -16,18 +18,85 @@ pub const SERVICE_ACCOUNT: &str = "mooring";
 /// Applies the agent's rights and the admission policy of `deploy/manifests`, and returns
 /// once the rights are in force.
 pub async fn apply(client: &kube::Client) {
-    for file in ["rbac.yaml", "policy.yaml"] {
+    apply_files(client, &["rbac.yaml", "policy.yaml"]).await;
+    wait_right(client, SERVICE_ACCOUNT, "list", VOLUMES, true).await;
+}
+
+/// Applies the optional right to take the start-up taint off a Node.
+pub async fn apply_taint_right(client: &kube::Client) {
+    apply_files(client, &["start-up-taint.yaml"]).await;
+    wait_right(client, SERVICE_ACCOUNT, "patch", "nodes", true).await;
+}
+
+async fn apply_files(client: &kube::Client, files: &[&str]) {
+    for file in files {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests").join(file);
         let text = std::fs::read_to_string(path).expect("the manifests are there");
         apply_manifest(client, &text).await;
     }
-    // The authorizer learns of new roles by a watch of its own.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !may_list_volumes(client).await {
-        assert!(
-            Instant::now() < deadline,
-            "the ServiceAccount {NAMESPACE}/{SERVICE_ACCOUNT} may not list PersistentVolumes"
-        );
+}
+
+const VOLUMES: &str = "persistentvolumes";
+
+/// The `ClusterRole` of the Go provisioner, as its chart makes it.
+const OLD_RULES: &str = r#"[
+    {"apiGroups": [""], "resources": ["persistentvolumes"], "verbs": ["get", "list", "watch", "create", "delete"]},
+    {"apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "update", "patch"]},
+    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "update"]}
+]"#;
+
+/// Makes a `ServiceAccount` of that name with the rights of the Go provisioner and no others.
+pub async fn apply_old(client: &kube::Client, name: &str) {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+    let account = ServiceAccount { metadata: metadata.clone(), ..ServiceAccount::default() };
+    accounts.create(&PostParams::default(), &account).await.expect("a ServiceAccount can be made");
+    let role = ClusterRole { metadata: metadata.clone(), ..ClusterRole::default() };
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    roles.create(&PostParams::default(), &role).await.expect("a ClusterRole can be made");
+    let binding = ClusterRoleBinding {
+        metadata,
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".to_owned(),
+            kind: "ClusterRole".to_owned(),
+            name: name.to_owned(),
+        },
+        subjects: Some(vec![Subject {
+            kind: "ServiceAccount".to_owned(),
+            name: name.to_owned(),
+            namespace: Some(NAMESPACE.to_owned()),
+            ..Subject::default()
+        }]),
+    };
+    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
+    bindings.create(&PostParams::default(), &binding).await.expect("a ClusterRoleBinding can be made");
+    give(client, name, serde_json::from_str(OLD_RULES).expect("they are rules")).await;
+    wait_right(client, name, "list", VOLUMES, true).await;
+}
+
+/// Gives an account of [`apply_old`] the rights of our own manifest, or only the old ones again.
+pub async fn give_ours(client: &kube::Client, name: &str, ours: bool) {
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    let rules = match ours {
+        true => roles.get(SERVICE_ACCOUNT).await.expect("our role is there").rules.expect("it has rules"),
+        false => serde_json::from_str(OLD_RULES).expect("they are rules"),
+    };
+    give(client, name, rules).await;
+    wait_right(client, name, "patch", VOLUMES, ours).await;
+}
+
+async fn give(client: &kube::Client, name: &str, rules: Vec<PolicyRule>) {
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    let rules = Patch::Merge(serde_json::json!({ "rules": rules }));
+    roles.patch(name, &PatchParams::default(), &rules).await.expect("a ClusterRole can be changed");
+}
+
+/// The authorizer learns of roles by a watch of its own.
+async fn wait_right(client: &kube::Client, account: &str, verb: &str, resource: &str, expected: bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while may(client, account, verb, resource).await != expected {
+        assert!(Instant::now() < deadline, "whether {NAMESPACE}/{account} may {verb} {resource} is not {expected}");
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -50,14 +119,14 @@ pub async fn apply_manifest(client: &kube::Client, text: &str) {
     }
 }
 
-async fn may_list_volumes(client: &kube::Client) -> bool {
+async fn may(client: &kube::Client, account: &str, verb: &str, resource: &str) -> bool {
     let attributes = ResourceAttributes {
-        verb: Some("list".to_owned()),
-        resource: Some("persistentvolumes".to_owned()),
+        verb: Some(verb.to_owned()),
+        resource: Some(resource.to_owned()),
         ..ResourceAttributes::default()
     };
     let spec = SubjectAccessReviewSpec {
-        user: Some(format!("system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}")),
+        user: Some(format!("system:serviceaccount:{NAMESPACE}:{account}")),
         resource_attributes: Some(attributes),
         ..SubjectAccessReviewSpec::default()
     };

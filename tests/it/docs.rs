@@ -1,38 +1,19 @@
 //! What the documents promise of the code.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::ConfigMap;
-use mooring::config::{Config, DirtyPolicy};
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use mooring::events;
-use mooring::method::{Method, Verify};
+use mooring::limit::Limit;
 use mooring::pv;
 use mooring::verdict::Reason;
 
-fn text(path: &str) -> String {
+/// A file of the repository.
+pub fn text(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
-}
-
-#[test]
-fn the_example_configs_are_valid() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/example");
-    let files: BTreeMap<String, String> = fs::read_dir(folder)
-        .expect("the example is there")
-        .map(|file| {
-            let file = file.expect("it can be read");
-            let name = file.file_name().into_string().expect("a key is text");
-            (name, fs::read_to_string(file.path()).expect("a key can be read"))
-        })
-        .collect();
-    let example = Config::parse(&files).expect("config/example is valid");
-    assert!(!example.classes.is_empty());
-    let manifest = text("config/configmap.yaml");
-    let manifest = manifest.split("\n---\n").next().expect("it has a first part");
-    let manifest: ConfigMap = serde_saphyr::from_str(manifest).expect("its first part is the ConfigMap");
-    Config::parse(&manifest.data.expect("it has keys")).expect("config/configmap.yaml is valid");
 }
 
 #[test]
@@ -67,7 +48,7 @@ fn the_agents_manifest_keeps_the_ledger_on_the_host_and_sees_later_mounts() {
 }
 
 /// The rows of the page's tables that begin with a cell of code: that, and the whole row.
-fn rows(page: &str) -> Vec<(String, String)> {
+pub fn rows(page: &str) -> Vec<(String, String)> {
     let rows = page.lines().filter_map(|line| {
         let (cell, _) = line.strip_prefix("| `")?.split_once("` |")?;
         Some((cell.to_owned(), line.to_owned()))
@@ -78,63 +59,6 @@ fn rows(page: &str) -> Vec<(String, String)> {
 /// What the page says in code, but for blocks of it.
 fn code(page: &str) -> Vec<&str> {
     page.lines().filter(|line| !line.starts_with("```")).flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
-}
-
-fn one_class(keys: &str) -> Result<Config, mooring::config::ConfigError> {
-    let map = format!("c: {{hostDir: /h, mountDir: /m, {keys}}}");
-    Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map)]))
-}
-
-#[test]
-fn every_key_and_method_of_the_configuration_is_documented_as_it_is_read() {
-    let page = text("docs/configuration.md");
-    let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("it has an example");
-    let files: BTreeMap<String, String> = serde_saphyr::from_str(example).expect("it is the data of a ConfigMap");
-    let config = Config::parse(&files).expect("the example is valid");
-    let class = &config.classes[0];
-    assert_eq!((class.wipe.method.to_string().as_str(), class.wipe.verify), ("overwrite x2", Verify::Full));
-    assert_eq!((class.wipe.bandwidth, class.wipe_after.as_secs()), (Some(200 << 20), 1_800));
-    assert_eq!((class.dirty, config.max_parallel_wipes), (DirtyPolicy::Quarantine, 2));
-    assert_eq!(config.withdraw_after.as_secs(), 60);
-    let rows = rows(&page);
-    let row = |key: &str| {
-        let row = rows.iter().find(|(cell, _)| cell == key);
-        &row.unwrap_or_else(|| panic!("docs/configuration.md has no row for {key}")).1
-    };
-    // Each key is in the example, which would not be as above if one of them was not read.
-    for key in ["wipe.method", "wipe.passes", "wipe.verify", "wipe.bandwidth", "wipeAfter", "dirty"] {
-        assert!(example.contains(&format!("{}:", key.rsplit('.').next().unwrap_or(key))), "{}", row(key));
-    }
-    // The defaults that the page names.
-    let plain = one_class("").expect("a class needs no more");
-    assert!(row("maxParallelWipes").contains(&format!("| `{}` |", plain.max_parallel_wipes)));
-    assert!(row("withdrawAfter").contains(&format!("| `{}s` |", plain.withdraw_after.as_secs())));
-    let rules = &plain.classes[0].wipe;
-    assert!(row("wipe.method").contains(&format!("| `{}` |", rules.method.as_str())));
-    assert!(row("wipe.verify").contains(&format!("| `{}` |", rules.verify.as_str())));
-    assert_eq!((plain.classes[0].dirty, plain.classes[0].wipe_after.as_secs()), (DirtyPolicy::Publish, 0));
-    for method in ["auto", "zero", "discard", "overwrite", "signatures", "command"] {
-        let keys = format!("blockCleanerCommand: [/bin/true], wipe: {{method: {method}}}");
-        let config = one_class(&keys).expect("it is a method");
-        let zeros = if config.classes[0].wipe.method.ends_in_zeros() { "| yes |" } else { "| no |" };
-        assert!(row(method).ends_with(zeros), "{}", row(method));
-    }
-    for verify in ["none", "sample", "full"] {
-        assert!(Verify::parse(verify).is_ok() && row("wipe.verify").contains(&format!("`{verify}`")));
-    }
-    for policy in ["publish", "quarantine", "wipe"] {
-        assert!(DirtyPolicy::parse(policy).is_some() && row("dirty").contains(&format!("`{policy}`")));
-    }
-    for (script, row) in rows.iter().filter(|(cell, _)| cell.starts_with("/scripts/")) {
-        let method = Method::from_cleaner_command(std::slice::from_ref(script)).expect("it is a script");
-        let expected = match &method {
-            Method::Zero { passes } | Method::Overwrite { passes } => {
-                format!("| `{}`, `passes: {passes}`", method.as_str())
-            }
-            method => format!("| `{}`", method.as_str()),
-        };
-        assert!(row.contains(&expected), "{row}");
-    }
 }
 
 #[test]
@@ -165,6 +89,42 @@ fn every_event_and_annotation_is_documented_for_the_admin() {
     }
 }
 
+#[test]
+fn every_right_and_every_limit_is_documented() {
+    let page = text("docs/rights.md");
+    let (rights, limits) = page.split_once("\n## What is lost\n").expect("it has both parts");
+    let role: Vec<String> = text("deploy/manifests/rbac.yaml")
+        .split("\n---\n")
+        .map(str::to_owned)
+        .filter(|part| part.contains("kind: ClusterRole\n"))
+        .collect();
+    let role: ClusterRole = serde_saphyr::from_str(&role[0]).expect("it is a ClusterRole");
+    let granted: BTreeSet<(String, String)> = role
+        .rules
+        .unwrap_or_default()
+        .into_iter()
+        .flat_map(|rule| {
+            let verbs = rule.verbs;
+            let of = move |resource: String| verbs.clone().into_iter().map(move |verb| (resource.clone(), verb));
+            rule.resources.unwrap_or_default().into_iter().flat_map(of)
+        })
+        .collect();
+    let documented: BTreeSet<(String, String)> = rows(rights)
+        .into_iter()
+        .flat_map(|(resource, row)| {
+            let verbs: Vec<String> =
+                row.split('|').nth(2).expect("it has verbs").split(',').map(|verb| verb.trim().to_owned()).collect();
+            verbs.into_iter().map(move |verb| (resource.clone(), verb))
+        })
+        .collect();
+    assert_eq!(documented, granted);
+    let listed: Vec<String> = rows(limits).into_iter().map(|(what, _)| what).collect();
+    assert_eq!(listed, Limit::ALL.map(Limit::as_str));
+    // All of them fit into one Event.
+    let note: usize = Limit::ALL.map(|limit| limit.as_str().len() + limit.loss().len() + 4).into_iter().sum();
+    assert!(note < 950, "{note}");
+}
+
 /// All Rust files below.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("it can be listed") {
@@ -185,12 +145,23 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
     sources(&root.join("tests/it"), &mut files);
     let all: String = files.iter().map(|file| fs::read_to_string(file).expect("it can be read")).collect();
     let mut tests = 0;
-    for page in ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/safety.md", "docs/configuration.md"] {
+    for page in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/safety.md",
+        "docs/configuration.md",
+        "docs/rights.md",
+    ] {
         let text = text(page);
         for name in code(&text) {
             let is_file = ["src/", "tests/", "deploy/", "config/", "docs/"].iter().any(|start| name.starts_with(start));
             assert!(!is_file || root.join(name).exists(), "{page} names {name}");
-            if name.matches('_').count() >= 3 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+            let is_metric = name.starts_with("mooring_");
+            if !is_metric
+                && name.matches('_').count() >= 3
+                && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+            {
                 assert!(all.contains(&format!("fn {name}(")), "{page} names the test {name}");
                 tests += 1;
             }

@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 /// Where the recorded configs look for volumes.
 const MOUNT_DIR: &str = "/tmp/golden/disks";
 
-fn cases() -> Vec<(String, Value)> {
+/// The fixtures by name.
+pub fn cases() -> Vec<(String, Value)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden");
     let mut cases: Vec<_> = std::fs::read_dir(folder)
         .expect("the fixtures are there")
@@ -34,7 +35,8 @@ fn cases() -> Vec<(String, Value)> {
     cases
 }
 
-fn strings(value: &Value) -> BTreeMap<String, String> {
+/// A map of texts.
+pub fn strings(value: &Value) -> BTreeMap<String, String> {
     let pairs = value.as_object().into_iter().flatten();
     pairs.map(|(key, value)| (key.clone(), value.as_str().expect("a label is text").to_owned())).collect()
 }
@@ -71,6 +73,7 @@ fn ours(case: &Value) -> Vec<Value> {
         hostname: labels["kubernetes.io/hostname"].clone(),
         labels,
         hold: false,
+        taints: Vec::new(),
     };
     let classes = case["storageClasses"].as_array().expect("classes").iter().map(|class| {
         let options = class["mountOptions"].as_array().into_iter().flatten();
@@ -100,6 +103,7 @@ fn ours(case: &Value) -> Vec<Value> {
         ledger: &Ledger::default(),
         ledger_trouble: None,
         durable: true,
+        may_patch: true,
         memory: &Memory::default(),
         now: Instant::now(),
         clock: Timestamp::UNIX_EPOCH,

@@ -164,6 +164,7 @@ async fn an_agents_pages_logs_mounts_and_numbers_can_be_read() {
             env: &[("SERVED", &address)],
             binary: Some(&stand_in(node.dir())),
             stateless: true,
+            ..AgentOptions::default()
         },
     );
     let given = agent.wait_log("--further", SOON).await;

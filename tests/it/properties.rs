@@ -93,7 +93,14 @@ struct Scene {
 }
 
 fn node() -> NodeFacts {
-    NodeFacts { name: "n1".into(), uid: "node-uid".into(), hostname: "n1".into(), labels: BTreeMap::new(), hold: false }
+    NodeFacts {
+        name: "n1".into(),
+        uid: "node-uid".into(),
+        hostname: "n1".into(),
+        labels: BTreeMap::new(),
+        hold: false,
+        taints: Vec::new(),
+    }
 }
 
 /// Classes a and b share a directory, c has its own.
@@ -139,6 +146,7 @@ fn scene() -> impl Strategy<Value = Scene> {
                     } else {
                         Err(Verdict::new(Reason::NotAMountPoint, ""))
                     },
+                    former: None,
                     entry: name,
                 });
             }
@@ -213,6 +221,7 @@ impl Scene {
             ledger: &self.ledger,
             ledger_trouble: None,
             durable: true,
+            may_patch: true,
             memory: &Memory::default(),
             now: Instant::now(),
             clock: Timestamp::UNIX_EPOCH,

@@ -105,13 +105,11 @@ fn string(node: &Node, lines: &[&str]) -> Option<Text> {
     let place = node.place;
     let is_whole = !text.trim_end_matches('\n').contains('\n');
     let within = match style {
-        ScalarStyle::Literal => {
-            // The node begins at its mark or at its first line, and its lines are as far in as
-            // the first that has something.
-            let line_of = |number: usize| lines.get(number - 1).copied().unwrap_or_default();
-            let is_mark = line_of(place.line).trim_end().chars().nth(place.column - 1) == Some('|');
-            let first = place.line + usize::from(is_mark);
-            let full = lines.iter().skip(first - 1).find(|line| !line.trim().is_empty());
+        ScalarStyle::Literal if !text.trim().is_empty() => {
+            // The node begins at its first line that has something. Its lines are as far in as that.
+            let blank = text.chars().take_while(|c| *c == '\n').count();
+            let first = place.line.saturating_sub(blank).max(1);
+            let full = lines.iter().skip(place.line - 1).find(|line| !line.trim().is_empty());
             let blanks = full.map_or(0, |line| line.len() - line.trim_start_matches(' ').len());
             Within::Lines { first, blanks }
         }

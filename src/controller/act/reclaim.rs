@@ -1,4 +1,4 @@
-//! The reclaim of a Released PV: fence, delete, claim, wipe, verify, remove. After each
+//! The reclaim of a Released PV by its fence: fence, delete, claim, wipe, verify, remove. After each
 //! step the API server is asked again, and [`reclaim::next_step`] decides anew.
 
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{Done, Ended, Tools, on_thread, thread_name};
 use crate::cluster::ApiError;
 use crate::controller::scribe::Record;
 use crate::controller::turns::{Place, Turn};
-use crate::deleter::{self, Control, Job, MarkId, Receipt, Verified, Warrant, WipeError};
+use crate::deleter::{self, Claimed, Control, Job, MarkId, Receipt, Verified, Warrant, WipeError};
 use crate::events::Event;
 use crate::ledger::{self, Entry, State};
 use crate::memory::backoff;
@@ -36,10 +36,19 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 
 impl Tools {
     /// Wipes the volume of a Released PV and removes the PV.
-    pub async fn reclaim(mut self, target: Target, place: Place, control: Arc<Control>) -> Done {
+    pub async fn reclaim(mut self, mut target: Target, place: Place, control: Arc<Control>) -> Done {
         let pv = target.pv.clone();
         let mut wiped = false;
-        let ended = match self.wipe_and_remove(&target, &place, &control, &mut wiped).await {
+        if !self.may_patch {
+            // A Job would be one more hand on a volume that nothing guards.
+            target.job = None;
+        }
+        let work = if self.may_patch {
+            self.wipe_and_remove(&target, &place, &control, &mut wiped).await
+        } else {
+            self.wipe_unfenced(&target, &place, &control, &mut wiped).await
+        };
+        let ended = match work {
             Ok(last) => last.map_or(Ended::IsGone, |pv| Ended::Is(Box::new(pv))),
             Err(ended) => ended,
         };
@@ -96,7 +105,7 @@ impl Tools {
                         let root = now.as_ref().and_then(|pv| pv::annotation(pv, pv::ROOT)).map(ToOwned::to_owned);
                         let claim = owned.claim.as_deref().cloned();
                         let wipe = self.metrics.begin_wipe(wipe_of(target, owned.capacity), control);
-                        verified = Some(self.wipe(fence, target, root, claim, control, turn).await?);
+                        verified = Some(self.wipe_fenced(fence, target, root, claim, control, turn).await?);
                         wipe.succeeded();
                         under_way = Some(wipe);
                         *wiped = true;
@@ -123,7 +132,7 @@ impl Tools {
     }
 
     /// The PV as it is now; waits for as long as the API server does not answer.
-    async fn look(&mut self, pv: &str) -> Result<Option<PersistentVolume>, Ended> {
+    pub(super) async fn look(&mut self, pv: &str) -> Result<Option<PersistentVolume>, Ended> {
         let mut failures = 0;
         loop {
             match self.cluster.get(pv).await {
@@ -152,23 +161,22 @@ impl Tools {
         }
     }
 
-    async fn inspect(&self, target: &Target, control: &Arc<Control>) -> Result<(), Ended> {
+    pub(super) async fn inspect(&self, target: &Target, control: &Arc<Control>) -> Result<(), Ended> {
         let volume = target.clone();
         on_thread(deleter::spawn(&thread_name(&target.pv), control, move |_| deleter::inspect(&volume))).await
     }
 
     /// Waits for leave to wipe.
-    async fn turn(&mut self, place: &Place) -> Result<Turn, Ended> {
+    pub(super) async fn turn(&mut self, place: &Place) -> Result<Turn, Ended> {
         tokio::select! {
             turn = place.wait() => Ok(turn),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
     }
 
-    /// Wipes and verifies, with the ledger a step ahead: it says so before the first byte
-    /// goes, and that the volume is clean before its PV does.
-    async fn wipe(
-        &mut self,
+    /// Wipes and verifies the volume of a fenced PV: here, or by a Job.
+    async fn wipe_fenced(
+        &self,
         fence: Fence,
         target: &Target,
         root: Option<String>,
@@ -176,6 +184,26 @@ impl Tools {
         control: &Arc<Control>,
         turn: Turn,
     ) -> Result<Verified, Ended> {
+        let mut tools = self.clone();
+        let work = async move |entry: &Entry| match &target.job {
+            Some(by) => tools.wipe_by_job(&fence, target, by, entry, control, turn).await,
+            None => {
+                let (fence_of_thread, volume) = (fence.clone(), target.clone());
+                let take = move || deleter::claim(fence_of_thread, &volume);
+                tools.wipe_here(take, Some(&fence), target, entry, root, control, turn).await
+            }
+        };
+        self.wipe(target, claim, work).await
+    }
+
+    /// Has a volume wiped and verified by `work`, with the ledger a step ahead: it says so
+    /// before the first byte goes, and that the volume is clean before its PV does.
+    pub(super) async fn wipe<L>(
+        &self,
+        target: &Target,
+        claim: Option<Claim>,
+        work: impl AsyncFnOnce(&Entry) -> Result<Verified<L>, Ended>,
+    ) -> Result<Verified<L>, Ended> {
         let mut entry = (*target.record).clone();
         // Until the end: a wipe by hand beside this one would be a second hand in the ledger.
         let _lock = self.scribe.lock(entry.id).await.map_err(|error| match error {
@@ -197,10 +225,7 @@ impl Tools {
             "Wipe begins"
         );
         let start = Instant::now();
-        let result = match &target.job {
-            Some(by) => self.wipe_by_job(&fence, target, by, &entry, control, turn).await,
-            None => self.wipe_here(fence, target, &entry, root, control, turn).await,
-        };
+        let result = work(&entry).await;
         let outcome = match &result {
             Ok(_) => "success",
             Err(Ended::NotWiped(WipeError::Cancelled)) => "cancelled",
@@ -244,41 +269,44 @@ impl Tools {
         Ok(verified)
     }
 
-    /// Claims, wipes and verifies in a thread of this process.
-    async fn wipe_here(
+    /// Wipes and verifies the volume that `take` claims, in a thread of this process. A
+    /// `fence` lets the PV show the progress.
+    #[expect(clippy::too_many_arguments, reason = "they are the parts of one job")]
+    pub(super) async fn wipe_here<L: Send + 'static>(
         &self,
-        fence: Fence,
+        take: impl FnOnce() -> Result<Claimed<L>, WipeError> + Send + 'static,
+        fence: Option<&Fence>,
         target: &Target,
         entry: &Entry,
         root: Option<String>,
         control: &Arc<Control>,
         turn: Turn,
-    ) -> Result<Verified, Ended> {
+    ) -> Result<Verified<L>, Ended> {
         let rules = target.rules.clone();
         let resume = entry.resume_point(&rules);
         let mut journal = Record::new(self.scribe.clone(), entry.clone());
-        let (volume, fence_of_thread) = (target.clone(), fence.clone());
+        let node = format!("{}/{}", target.mount_dir, target.entry);
         let mark = MarkId(entry.id.0);
         let root = entry.root.as_deref().or(root.as_deref()).and_then(|text| serde_json::from_str(text).ok());
         let work = move |control: &Control| {
-            let claimed = deleter::claim(fence_of_thread, &volume)?;
-            let node = format!("{}/{}", volume.mount_dir, volume.entry);
+            let claimed = take()?;
             let (rules, root, journal) = (&rules, root.as_ref(), &mut journal);
             deleter::wipe(claimed, Job { rules, mark, from: resume, node: &node, root, journal }, control)
         };
         let thread = on_thread(deleter::spawn(&thread_name(&target.pv), control, work));
-        self.watch_over(thread, &fence, control, Some(turn)).await
+        self.watch_over(thread, &target.pv, fence, control, Some(turn)).await
     }
 
     /// Waits for the thread that wipes; notes its progress on the PV, and gives its turn
     /// away when it stands still.
-    pub(super) async fn watch_over(
+    pub(super) async fn watch_over<T>(
         &self,
-        thread: impl Future<Output = Result<Verified, Ended>>,
-        fence: &Fence,
+        thread: impl Future<Output = Result<T, Ended>>,
+        pv: &str,
+        fence: Option<&Fence>,
         control: &Control,
         mut turn: Option<Turn>,
-    ) -> Result<Verified, Ended> {
+    ) -> Result<T, Ended> {
         let mut thread = std::pin::pin!(thread);
         let begun = Instant::now();
         let mut moved = (control.progress(), begun);
@@ -291,14 +319,16 @@ impl Tools {
             if control.progress() != moved.0 {
                 moved = (control.progress(), Instant::now());
             } else if moved.1.elapsed() >= STANDSTILL && turn.take().is_some() {
-                warn!(pv = fence.pv(), "The wipe stands still; others no longer wait for it");
+                warn!(pv, "The wipe stands still; others no longer wait for it");
             }
             if noted.elapsed() >= NOTE {
                 noted = Instant::now();
                 let text = describe(control, begun.elapsed());
-                info!(pv = fence.pv(), progress = text, "Wipe goes on");
-                if let Err(error) = self.cluster.note_progress(fence, &text).await {
-                    debug!(pv = fence.pv(), %error, "Progress is not noted on the PV");
+                info!(pv, progress = text, "Wipe goes on");
+                if let Some(fence) = fence
+                    && let Err(error) = self.cluster.note_progress(fence, &text).await
+                {
+                    debug!(pv, %error, "Progress is not noted on the PV");
                 }
             }
         }
@@ -340,11 +370,6 @@ fn is_failure(ended: &Ended) -> bool {
     }
 }
 
-/// By what a volume is wiped.
-fn by(target: &Target) -> By {
-    if target.job.is_some() { By::Job } else { By::Process }
-}
-
 /// What is told of a wipe in the metrics.
 fn wipe_of(target: &Target, capacity: Option<Capacity>) -> Wipe {
     Wipe {
@@ -354,6 +379,11 @@ fn wipe_of(target: &Target, capacity: Option<Capacity>) -> Wipe {
         capacity,
         method: target.rules.method.clone(),
     }
+}
+
+/// Who wipes the volume.
+fn by(target: &Target) -> By {
+    if target.job.is_some() { By::Job } else { By::Process }
 }
 
 /// How far a wipe is, for people to read.
