@@ -5,10 +5,11 @@
 pub mod feed;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::PersistentVolume;
 
-use crate::pv::{self, Decoded, OwnedPv};
+use crate::pv::{self, Decoded, Labels, OwnedPv};
 use crate::volume::{NodeFacts, StorageClassFacts};
 
 /// A change, as the feeds report it.
@@ -60,6 +61,8 @@ pub struct Cache {
     owned: BTreeMap<String, OwnedPv>,
     suspects: BTreeSet<String>,
     foreign: BTreeMap<String, String>,
+    /// One copy of each set of labels: most PVs have the same.
+    labels: BTreeSet<Arc<Labels>>,
     classes_listed: bool,
     pvs_listed: bool,
     swept: bool,
@@ -173,18 +176,28 @@ impl Cache {
 
     fn insert(&mut self, decoded: Decoded) -> bool {
         match decoded {
-            Decoded::Owned(owned) => {
+            Decoded::Owned(mut owned) => {
                 let name = owned.name.clone();
                 // Answers of writes overtake the watch; what it says of before is old.
                 if self.owned.get(&name).is_some_and(|known| version(known) >= version(&owned)) {
                     return false;
                 }
                 self.suspects.remove(&name);
+                self.share_labels(&mut owned);
                 self.owned.insert(name, *owned);
                 true
             }
             Decoded::Foreign(foreign) => self.foreign.insert(foreign.path, foreign.pv.clone()) != Some(foreign.pv),
             Decoded::Elsewhere => false,
+        }
+    }
+
+    fn share_labels(&mut self, owned: &mut OwnedPv) {
+        if let Some(same) = self.labels.get(&owned.labels) {
+            owned.labels = Arc::clone(same);
+        } else {
+            self.labels.retain(|labels| Arc::strong_count(labels) > 1);
+            self.labels.insert(Arc::clone(&owned.labels));
         }
     }
 

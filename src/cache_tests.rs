@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -193,4 +194,13 @@ fn a_node_is_watched_or_read_and_only_a_change_of_that_is_one() {
     assert!(cache.apply(Event::NodeWatched(false)) && cache.node_is_read());
     assert!(!cache.apply(Event::NodeWatched(false)));
     assert!(cache.apply(Event::NodeWatched(true)) && !cache.node_is_read());
+}
+
+#[test]
+fn labels_that_many_pvs_have_are_kept_once() {
+    let mut cache = Cache::default();
+    cache.apply(seen(at_version("a", 1)));
+    cache.apply(seen(at_version("b", 1)));
+    let labels: Vec<_> = cache.owned().values().map(|owned| &owned.labels).collect();
+    assert!(Arc::ptr_eq(labels[0], labels[1]));
 }

@@ -21,8 +21,8 @@ use crate::deleter::Warrant;
 use crate::metrics::Metrics;
 use crate::plan::Adoption;
 use crate::pv::{
-    self, ACCEPT_IDENTITY, IDENTITY, LEDGER_ENTRY, NODE_LABEL, OwnedPv, PROGRESS, QUARANTINED, RECLAIM, RECLAIMING,
-    Seen, Volume, WIPE_FINALIZER,
+    self, ACCEPT_IDENTITY, IDENTITY, LABELS, LEDGER_ENTRY, OwnedPv, PROGRESS, PROVISIONED_BY, QUARANTINED, RECLAIM,
+    RECLAIMING, Seen, Volume, WIPE_FINALIZER,
 };
 use crate::reclaim::Fence;
 use crate::taint::Removal;
@@ -262,22 +262,38 @@ impl Cluster {
         self.counted_call("create", self.pvs.create(&params, &pv)).await
     }
 
-    /// Puts our label and what is known of its volume on a PV, if it still is the one with
-    /// that UID. An accepted identity is no longer to be accepted then.
+    /// Puts on a PV what it lacks, if nothing at all has changed on it. An identity that was
+    /// to be accepted no longer is, once it is recorded.
     ///
     /// # Errors
-    /// See [`ApiError`].
-    pub async fn adopt(&self, adoption: &Adoption, node: &str) -> Result<PersistentVolume, ApiError> {
-        let labels = json!({ NODE_LABEL: pv::node_label_value(node) });
-        let mut metadata = json!({ "uid": adoption.pv.uid, "labels": labels });
-        if let Some(identity) = &adoption.identity {
-            metadata["annotations"] = json!({
-                IDENTITY: pv::identity_text(identity),
-                LEDGER_ENTRY: adoption.entry,
-                ACCEPT_IDENTITY: null,
-            });
+    /// [`ApiError::Conflict`] when something has.
+    pub async fn adopt(&self, adoption: &Adoption) -> Result<PersistentVolume, ApiError> {
+        let mut metadata = json!({ "uid": adoption.pv.uid, "resourceVersion": adoption.pv.version });
+        let mut annotations = serde_json::Map::new();
+        if let Some(labels) = &adoption.labels {
+            metadata["labels"] = json!(labels.set);
+            annotations.insert(LABELS.to_owned(), json!(pv::labels::note(&labels.given)));
         }
-        self.patch(&adoption.pv.name, &json!({ "metadata": metadata })).await
+        if let Some(identity) = &adoption.identity {
+            annotations.insert(IDENTITY.to_owned(), json!(pv::identity_text(identity)));
+            annotations.insert(LEDGER_ENTRY.to_owned(), json!(adoption.entry));
+            annotations.insert(ACCEPT_IDENTITY.to_owned(), json!(null));
+        }
+        if let Some(signature) = &adoption.signature {
+            annotations.insert(PROVISIONED_BY.to_owned(), json!(signature));
+        }
+        metadata["annotations"] = annotations.into();
+        if let Some(former) = &adoption.former_owner {
+            let now = adoption.owner.as_ref().map(|(name, uid)| pv::owner(name, uid));
+            let former = json!({ "$patch": "delete", "uid": former });
+            let owners: Vec<_> = now.map(|owner| json!(owner)).into_iter().chain([former]).collect();
+            metadata["ownerReferences"] = json!(owners);
+        }
+        let mut patch = json!({ "metadata": metadata });
+        if let Some(options) = &adoption.mount_options {
+            patch["spec"] = json!({ "mountOptions": options });
+        }
+        self.patch(&adoption.pv.name, &patch).await
     }
 
     /// Raises the capacity of a PV, if nothing at all has changed on it.

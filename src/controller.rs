@@ -36,7 +36,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::node::{Scanner, ioctl};
 use crate::plan::{self, Action, World};
-use crate::pv::{self, Decoded};
+use crate::pv::{self, Decoded, OwnedPv};
 use crate::reclaim::Release;
 use crate::state_dir::StateDir;
 use crate::verdict::{Reason, Verdict};
@@ -339,8 +339,10 @@ impl Controller {
                 Event::Node(Err(problem)) => warn!(problem, "This Node can't be used yet; waiting for it"),
                 Event::Pv(Decoded::Owned(owned)) | Event::PvListed(Decoded::Owned(owned)) => {
                     self.memory.saw(&owned.name);
-                    // What an admin says does not wait for what failed before it was said.
-                    if self.cache.owned().get(&owned.name).is_some_and(|before| owned.says_more_than(before)) {
+                    // What an admin says, and what is to be done in another phase, does not wait for
+                    // what failed before.
+                    let is_new = |before: &OwnedPv| owned.says_more_than(before) || owned.phase != before.phase;
+                    if self.cache.owned().get(&owned.name).is_some_and(is_new) {
                         self.memory.forget_setback(&owned.name);
                     }
                     // Without a fence, nothing else keeps a claim from a volume that is wiped.

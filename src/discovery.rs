@@ -302,7 +302,7 @@ mod tests {
         };
         let listings = [("/n", listing(&["a"])), ("/m", listing(&["a", "b"])), ("/d", listing(&["a"]))];
         let directories = listings.map(|(path, listing)| (path.to_owned(), listing)).into();
-        let snapshot = Snapshot { directories, began: std::time::Instant::now() };
+        let snapshot = Snapshot { directories, began: None };
         let found = discover(&config, &snapshot);
         let seen: Vec<_> =
             found.iter().map(|one| (one.host_path.as_str(), one.former.as_deref(), one.selected)).collect();

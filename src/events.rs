@@ -35,6 +35,8 @@ const VOLUME_UNSUPPORTED_RECLAIM_POLICY: &str = "VolumeUnsupportedReclaimPolicy"
 const VOLUME_UNKNOWN_RECLAIM_POLICY: &str = "VolumeUnknownReclaimPolicy";
 /// An admin's word was taken off a PV.
 pub const WORD_IGNORED: &str = "WordIgnored";
+/// A PV has another name than the usual one.
+pub const NAME_TAKEN: &str = "NameTaken";
 /// Most volumes of the node were released at once.
 pub const MASS_RELEASE: &str = "MassRelease";
 /// A PV was taken from its wipe, which no fence guarded.
@@ -51,13 +53,14 @@ pub const TAINT_NOT_REMOVED: &str = "StartUpTaintNotRemoved";
 pub const CONFIG_REJECTED: &str = "ConfigRejected";
 /// The reasons of Events that are no verdicts. For those see
 /// [`Reason::is_told_by_event`](crate::verdict::Reason::is_told_by_event).
-pub const REASONS: [&str; 13] = [
+pub const REASONS: [&str; 14] = [
     VOLUME_DELETE,
     VOLUME_FAILED_DELETE,
     VOLUME_WIPED,
     VOLUME_UNSUPPORTED_RECLAIM_POLICY,
     VOLUME_UNKNOWN_RECLAIM_POLICY,
     WORD_IGNORED,
+    NAME_TAKEN,
     MASS_RELEASE,
     HALF_WIPED,
     LIMITED,

@@ -167,6 +167,18 @@ impl State {
         matches!(self, Self::Wiping { pv, .. } if pv.is_empty())
     }
 
+    /// Name of the PV that it is about.
+    #[must_use]
+    pub fn pv(&self) -> Option<&str> {
+        match self {
+            Self::Offered { pv, .. }
+            | Self::Used { pv, .. }
+            | Self::Wiping { pv, .. }
+            | Self::Quarantined { pv, .. } => Some(pv),
+            Self::AsFound | Self::Clean | Self::Retired { .. } => None,
+        }
+    }
+
     /// UID of the PV that it is about.
     #[must_use]
     pub fn uid(&self) -> Option<&str> {

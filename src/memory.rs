@@ -27,6 +27,8 @@ pub struct Memory {
     offering: HashMap<String, Instant>,
     /// When the first look began upon which nothing was decided yet.
     looked_at: Option<Instant>,
+    /// Names that other PVs were found to have.
+    taken: HashSet<String>,
     setbacks: HashMap<String, Setback>,
     missing: HashMap<String, Instant>,
     wanted: HashMap<String, Instant>,
@@ -100,6 +102,19 @@ impl Memory {
     /// The PV was seen.
     pub fn saw(&mut self, pv: &str) {
         self.offering.remove(pv);
+    }
+
+    /// A PV was not made, for another one has that name.
+    pub fn name_is_taken(&mut self, pv: &str) {
+        self.saw(pv);
+        self.succeeded(pv);
+        self.taken.insert(pv.to_owned());
+    }
+
+    /// Whether another PV was found to have that name.
+    #[must_use]
+    pub fn is_taken(&self, pv: &str) -> bool {
+        self.taken.contains(pv)
     }
 
     /// Work for the PV ended well: nothing of the past counts any more.

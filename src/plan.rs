@@ -4,14 +4,16 @@
 //! decide alike.
 //!
 //! A volume without a PV goes through [`publish`], one with a PV through [`tend`];
-//! [`record`] says what the ledger is to remember.
+//! [`record`] says what the ledger is to remember, and [`adopt`] what a PV that exists
+//! lacks.
 
+mod adopt;
 mod occupied;
 mod publish;
 mod record;
 mod tend;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +28,7 @@ use crate::identity::{DeviceNumber, Identity};
 use crate::ledger::{Entry, Ledger, State};
 use crate::memory::Memory;
 use crate::method::WipeRules;
-use crate::pv::{OwnedPv, Phase, Seen, Volume};
+use crate::pv::{LabelChanges, OwnedPv, Phase, Seen, Volume};
 use crate::reclaim::{Begun, Unclaimed};
 use crate::verdict::{Reason, Verdict};
 use crate::volume::{Capacity, NodeFacts, StorageClassFacts};
@@ -91,6 +93,8 @@ pub struct Plan {
     pub brake: Option<Brake>,
     /// When to decide again even if nothing happens.
     pub wake_at: Option<Instant>,
+    /// Names of PVs that are to be made: of several with one name, the first has it.
+    names: HashSet<String>,
 }
 
 /// The state of one entry.
@@ -113,7 +117,8 @@ pub struct EntryStatus {
 pub enum Action {
     /// Make a PV, once the ledger has the entry.
     Create(Box<Creation>),
-    /// Put our label and what is known of the volume on a PV of ours that lacks it.
+    /// Put on a PV what it lacks: our label and signature, what is known of its volume,
+    /// and what config, Node and StorageClass say by now.
     Adopt(Box<Adoption>),
     /// Read a PV that has left the watch.
     LookAgain {
@@ -171,7 +176,7 @@ pub struct Creation {
     pub found_at: Instant,
 }
 
-/// A PV to be adopted, or whose volume has been accepted as the right one.
+/// What a PV lacks, to be put on it by one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adoption {
     /// The PV.
@@ -180,6 +185,16 @@ pub struct Adoption {
     pub identity: Option<Arc<Identity>>,
     /// The ledger's entry for it.
     pub entry: Option<Box<str>>,
+    /// Labels that differ, ours among them.
+    pub labels: Option<LabelChanges>,
+    /// The mount options, when they differ and nobody has claimed it.
+    pub mount_options: Option<Vec<String>>,
+    /// Our signature, in the place of that of a former Node.
+    pub signature: Option<String>,
+    /// The UID of a former Node that owns it: with that Node, it would be removed.
+    pub former_owner: Option<Box<str>>,
+    /// The name and UID of the Node that owns it from then on.
+    pub owner: Option<(String, String)>,
 }
 
 impl Action {

@@ -8,21 +8,22 @@ use crate::testing;
 use crate::volume::ReclaimPolicy;
 
 /// One volume `/h/c/a` of class `c` on a node with nothing else.
-struct Scene {
-    config: Config,
-    node: NodeFacts,
-    findings: Vec<Finding>,
-    owned: BTreeMap<String, OwnedPv>,
-    ledger: Ledger,
+pub(super) struct Scene {
+    pub(super) config: Config,
+    pub(super) node: NodeFacts,
+    pub(super) classes: BTreeMap<String, StorageClassFacts>,
+    pub(super) findings: Vec<Finding>,
+    pub(super) owned: BTreeMap<String, OwnedPv>,
+    pub(super) ledger: Ledger,
     ledger_trouble: Option<&'static str>,
     durable: bool,
     may_patch: bool,
-    memory: Memory,
+    pub(super) memory: Memory,
     now: Instant,
     clock: i64,
 }
 
-fn finding(entry: &str, outcome: Result<Sighting, Reason>) -> Finding {
+pub(super) fn finding(entry: &str, outcome: Result<Sighting, Reason>) -> Finding {
     Finding {
         class: "c".to_owned(),
         entry: entry.to_owned(),
@@ -39,12 +40,13 @@ fn finding(entry: &str, outcome: Result<Sighting, Reason>) -> Finding {
     }
 }
 
-const SIZE: u64 = 1 << 26;
+pub(super) const SIZE: u64 = 1 << 26;
 
-fn scene() -> Scene {
+pub(super) fn scene() -> Scene {
     Scene {
         config: testing::config(),
         node: testing::node(),
+        classes: BTreeMap::from([("c".to_owned(), testing::storage_class(ReclaimPolicy::Delete))]),
         findings: vec![finding("a", Ok(testing::disk(1, SIZE)))],
         owned: BTreeMap::new(),
         ledger: Ledger::default(),
@@ -58,12 +60,11 @@ fn scene() -> Scene {
 }
 
 impl Scene {
-    fn plan(&self) -> Plan {
-        let classes = BTreeMap::from([("c".to_owned(), testing::storage_class(ReclaimPolicy::Delete))]);
+    pub(super) fn plan(&self) -> Plan {
         plan(&World {
             config: &self.config,
             node: &self.node,
-            classes: &classes,
+            classes: &self.classes,
             findings: &self.findings,
             unseen: &BTreeMap::new(),
             owned: &self.owned,
@@ -81,14 +82,14 @@ impl Scene {
     }
 
     /// The only action, and the verdict of the volume.
-    fn decides(&self) -> (Option<Action>, Verdict) {
+    pub(super) fn decides(&self) -> (Option<Action>, Verdict) {
         let mut plan = self.plan();
         assert!(plan.actions.len() <= 1, "{:?}", plan.actions);
         let verdict = plan.entries.iter().find(|entry| entry.entry == "a").map(|entry| entry.verdict.clone());
         (plan.actions.pop(), verdict.expect("the volume has a verdict"))
     }
 
-    fn with_pv(mut self, change: impl FnOnce(&mut OwnedPv)) -> Self {
+    pub(super) fn with_pv(mut self, change: impl FnOnce(&mut OwnedPv)) -> Self {
         let mut owned = OwnedPv { since: Some(self.clock), ..testing::owned_pv("a", "c") };
         change(&mut owned);
         self.owned.insert(owned.name.clone(), owned);
@@ -102,11 +103,11 @@ impl Scene {
     }
 }
 
-fn claim() -> Claim {
+pub(super) fn claim() -> Claim {
     Claim { namespace: "tenant".into(), name: "data".into(), uid: "claim-uid".into() }
 }
 
-fn released(owned: &mut OwnedPv) {
+pub(super) fn released(owned: &mut OwnedPv) {
     owned.phase = Phase::Released;
     owned.claim = Some(Box::new(claim()));
 }
@@ -116,7 +117,7 @@ fn used() -> State {
     State::Used { pv: owned.name.into(), uid: owned.uid.into(), claim: Some(claim()), since: None }
 }
 
-fn created(action: Option<Action>) -> (Volume, Entry) {
+pub(super) fn created(action: Option<Action>) -> (Volume, Entry) {
     match action {
         Some(Action::Create(creation)) => (creation.volume, *creation.target.record),
         other => panic!("a PV is to be made, not {other:?}"),

@@ -1,6 +1,7 @@
 //! A volume as a PersistentVolume, and back: the only place that knows where each
 //! fact stands in the API object, and the answer to "is it ours?".
 
+pub mod labels;
 mod owned;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::volume::{
     AccessMode, Capacity, NodeFacts, ReclaimPolicy, StorageClassFacts, VolumeMode, fnv1a_32, fnv1a_64,
 };
 
+pub use labels::{LabelChanges, Labels};
 pub use owned::{Decoded, ForeignPath, OwnedPv, Phase, Seen, Word, is_held, sort};
 
 /// Says which provisioner made a PV (Kubernetes well-known annotation).
@@ -50,6 +52,9 @@ pub const RECLAIM: &str = "mooring.dev/reclaim";
 pub const HOLD: &str = "mooring.dev/hold";
 /// An admin's annotation: the digest of the identity that is the right one.
 pub const ACCEPT_IDENTITY: &str = "mooring.dev/accept-identity";
+/// Our annotation: the keys of the labels that config and Node have given the PV, with
+/// commas between them.
+pub const LABELS: &str = "mooring.dev/labels";
 /// The well-known label that local PVs are bound to their node by.
 pub const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 
@@ -131,6 +136,14 @@ pub fn pv_name(entry: &str, node: &str, class: &str) -> String {
     format!("local-pv-{hash:x}")
 }
 
+/// The name of a PV when another one has its [`pv_name`]: 64 more bits, with the ends of
+/// the three parts marked, so that "ab" and "c" differ from "a" and "bc".
+#[must_use]
+pub fn long_pv_name(entry: &str, node: &str, class: &str) -> String {
+    let hash = fnv1a_64([entry, node, class].iter().flat_map(|part| part.bytes().chain([0])));
+    format!("{}-{hash:016x}", pv_name(entry, node, class))
+}
+
 /// A node's name as the value of [`NODE_LABEL`]: itself, or when it is too long for
 /// a label (63 characters) a FNV-1a 64 hash of it.
 #[must_use]
@@ -155,12 +168,9 @@ pub fn volume(
     capacity: Capacity,
     identity: &Identity,
 ) -> Volume {
-    let mut labels: BTreeMap<String, String> = config
-        .node_labels
-        .iter()
-        .filter_map(|key| node.labels.get(key).map(|value| (key.clone(), value.clone())))
-        .collect();
-    labels.extend(config.labels.clone());
+    let mut labels: BTreeMap<String, String> =
+        labels::given(config, node).map(|(key, value)| (key.clone(), value.clone())).collect();
+    let noted = labels::note(&labels.keys().cloned().collect());
     labels.insert(NODE_LABEL.to_owned(), node_label_value(&node.name));
     let own_term = NodeSelectorTerm {
         match_expressions: Some(vec![NodeSelectorRequirement {
@@ -184,7 +194,10 @@ pub fn volume(
         reclaim_policy: storage_class.reclaim_policy.clone(),
         mount_options: storage_class.mount_options.clone(),
         affinity: std::iter::once(own_term).chain(class.selector.iter().cloned()).collect(),
-        annotations: BTreeMap::from([(IDENTITY.to_owned(), identity_text(identity))]),
+        annotations: [(IDENTITY, Some(identity_text(identity))), (LABELS, noted)]
+            .into_iter()
+            .filter_map(|(key, value)| value.map(|value| (key.to_owned(), value)))
+            .collect(),
         claim: None,
     }
 }
@@ -225,15 +238,7 @@ pub fn encode(volume: &Volume) -> PersistentVolume {
             name: Some(volume.name.clone()),
             annotations: Some(annotations),
             labels: (!volume.labels.is_empty()).then(|| volume.labels.clone()),
-            owner_references: volume.owner.as_ref().map(|(name, uid)| {
-                vec![OwnerReference {
-                    api_version: "v1".to_owned(),
-                    kind: "Node".to_owned(),
-                    name: name.clone(),
-                    uid: uid.clone(),
-                    ..OwnerReference::default()
-                }]
-            }),
+            owner_references: volume.owner.as_ref().map(|(name, uid)| vec![owner(name, uid)]),
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeSpec {
@@ -258,6 +263,18 @@ pub fn encode(volume: &Volume) -> PersistentVolume {
             ..PersistentVolumeSpec::default()
         }),
         status: None,
+    }
+}
+
+/// The reference to a Node that owns a PV.
+#[must_use]
+pub fn owner(node: &str, uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node.to_owned(),
+        uid: uid.to_owned(),
+        ..OwnerReference::default()
     }
 }
 

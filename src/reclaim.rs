@@ -104,11 +104,11 @@ impl Release {
 pub struct Unclaimed(Seen);
 
 impl Unclaimed {
-    /// The PV, if nobody has claimed it or has it reserved, and nobody is removing it.
+    /// The PV, if it is ours, nobody has claimed it or has it reserved, and nobody is
+    /// removing it.
     #[must_use]
     pub fn of(pv: &OwnedPv) -> Option<Self> {
-        let unclaimed = pv.phase == Phase::Available && pv.claim.is_none() && !pv.terminating && !pv.fenced;
-        unclaimed.then(|| Self(Seen::of(pv)))
+        (pv.is_unclaimed() && !pv.former).then(|| Self(Seen::of(pv)))
     }
 
     /// The PV, if it is no longer Released from the claim whose data was being wiped, and is
@@ -140,7 +140,7 @@ pub fn is_wanted(pv: &OwnedPv) -> bool {
     let decided = is_decided(pv);
     let asked = pv.word == Some(Word::Wipe);
     let by_policy = pv.reclaim_policy == ReclaimPolicy::Delete && pv.word.is_none();
-    pv.phase == Phase::Released && claim.is_some() && (by_policy || asked || decided)
+    pv.phase == Phase::Released && !pv.former && claim.is_some() && (by_policy || asked || decided)
 }
 
 /// Whether the fence on the PV was put there for the claim that it names.
@@ -162,6 +162,9 @@ pub struct Begun<'a> {
 #[must_use]
 pub fn next_step(now: Option<&OwnedPv>, begun: Begun<'_>, verified: bool) -> Step {
     let Some(pv) = now.filter(|pv| pv.uid == begun.uid) else { return Step::Gone };
+    if pv.former {
+        return Step::LeaveAlone;
+    }
     // A `claimRef` that names another claim since is about to make the PV Bound.
     let wanted = is_wanted(pv) && pv.claim.as_ref().is_some_and(|claim| *claim.uid == *begun.claim);
     match (pv.fenced, pv.terminating) {
@@ -261,6 +264,18 @@ mod tests {
         let mut retained = pv(Phase::Released, false, false);
         retained.reclaim_policy = ReclaimPolicy::Retain;
         assert_eq!(next_step(Some(&retained), begun(&retained.uid), false), Step::LeaveAlone);
+    }
+
+    #[test]
+    fn a_pv_of_a_former_node_is_neither_wiped_nor_removed() {
+        for (fenced, terminating, verified) in [(false, false, false), (true, false, false), (true, true, true)] {
+            let former = OwnedPv { former: true, ..pv(Phase::Released, fenced, terminating) };
+            assert!(!is_wanted(&former));
+            assert_eq!(next_step(Some(&former), begun(&former.uid), verified), Step::LeaveAlone);
+        }
+        let free = OwnedPv { claim: None, ..pv(Phase::Available, false, false) };
+        assert!(Unclaimed::of(&free).is_some());
+        assert_eq!(Unclaimed::of(&OwnedPv { former: true, ..free }), None);
     }
 
     #[test]

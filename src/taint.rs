@@ -142,10 +142,16 @@ mod tests {
         }
     }
 
+    fn with_key() -> Config {
+        let mut config = testing::config();
+        config.start_up_taint = Some(KEY.to_owned());
+        config
+    }
+
     fn judge(hold: bool, entries: &[EntryStatus], phase: Phase) -> Taint {
         let owned = OwnedPv { phase, ..testing::owned_pv("a", "c") };
-        let config =
-            Config { start_up_taint: Some(KEY.to_owned()), hold_taint_for_bound_volumes: hold, ..testing::config() };
+        let mut config = with_key();
+        config.hold_taint_for_bound_volumes = hold;
         let node = NodeFacts { taints: vec!["other".into(), KEY.into()], ..testing::node() };
         Taint::judge(&config, &node, entries, &BTreeMap::from([(owned.name.clone(), owned)]))
     }
@@ -195,7 +201,6 @@ mod tests {
     fn without_its_key_or_its_taint_nothing_is_done() {
         let node = NodeFacts { taints: vec![KEY.into()], ..testing::node() };
         assert_eq!(Taint::judge(&testing::config(), &node, &[], &BTreeMap::new()), Taint::Absent);
-        let config = Config { start_up_taint: Some(KEY.to_owned()), ..testing::config() };
-        assert_eq!(Taint::judge(&config, &testing::node(), &[], &BTreeMap::new()), Taint::Absent);
+        assert_eq!(Taint::judge(&with_key(), &testing::node(), &[], &BTreeMap::new()), Taint::Absent);
     }
 }

@@ -32,6 +32,10 @@ const FAILURES_BEFORE_RELIST: u32 = 5;
 const SECOND_OPINION: Duration = Duration::from_secs(2);
 /// How often the Node is read where it may not be watched.
 const NODE_PERIOD: Duration = Duration::from_secs(60);
+/// Before the second page of a sweep, an agent waits up to this long for each PV that is
+/// still to be listed, and never longer than the second time: of a thousand agents that
+/// start together, each would list the whole of a large cluster at once.
+const SPREAD: (Duration, Duration) = (Duration::from_micros(500), Duration::from_secs(10));
 /// Mean time between two sweeps.
 const SWEEP_PERIOD: Duration = Duration::from_secs(6 * 3600);
 
@@ -275,7 +279,8 @@ async fn follow<K>(
     }
 }
 
-/// Lists all PVs of the cluster page by page, at once and then rarely.
+/// Lists all PVs of the cluster page by page: the first page at once, and all of them
+/// again rarely.
 pub async fn sweep(cluster: Cluster, node: NodeFacts, use_node_name_only: bool, events: Sender<Event>) {
     let mut complaint = Complaint::new("persistentvolumes");
     loop {
@@ -285,6 +290,7 @@ pub async fn sweep(cluster: Cluster, node: NodeFacts, use_node_name_only: bool, 
             match cluster.list(token.as_deref(), PAGE).await {
                 Ok(page) => {
                     complaint.settled();
+                    let left = page.metadata.remaining_item_count.filter(|_| token.is_none());
                     token = page.metadata.continue_.filter(|token| !token.is_empty());
                     for pv in page.items {
                         let decoded = pv::sort(&pv, &node, use_node_name_only);
@@ -300,6 +306,7 @@ pub async fn sweep(cluster: Cluster, node: NodeFacts, use_node_name_only: bool, 
                     if token.is_none() {
                         break;
                     }
+                    tokio::time::sleep(spread(left).mul_f64(fastrand::f64())).await;
                 }
                 Err(error) => {
                     // The list may have expired: begin again.
@@ -314,6 +321,12 @@ pub async fn sweep(cluster: Cluster, node: NodeFacts, use_node_name_only: bool, 
         }
         tokio::time::sleep(SWEEP_PERIOD.mul_f64(0.5 + fastrand::f64())).await;
     }
+}
+
+/// The longest wait when so many PVs are left after the first page; none after others.
+fn spread(left: Option<i64>) -> Duration {
+    let left = left.and_then(|left| u32::try_from(left).ok()).unwrap_or_default();
+    SPREAD.0.saturating_mul(left).min(SPREAD.1)
 }
 
 /// Tells each new failure once, waits longer after each, and tells the end of them.
@@ -347,5 +360,18 @@ impl Complaint {
             info!(resource = self.what, failures = self.failures, "Resource is readable again");
         }
         self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_cluster_is_listed_at_once_and_a_large_one_within_seconds() {
+        assert_eq!(spread(None), Duration::ZERO);
+        assert_eq!(spread(Some(100)), Duration::from_millis(50));
+        assert_eq!(spread(Some(10_000)), Duration::from_secs(5));
+        assert_eq!(spread(Some(1_000_000)), Duration::from_secs(10));
     }
 }

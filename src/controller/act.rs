@@ -21,7 +21,7 @@ use crate::events::{self, About, Event, Events};
 use crate::ledger::{Entry, State};
 use crate::metrics::Metrics;
 use crate::plan::{Action, Adoption, Creation, Target};
-use crate::pv::{self, Decoded, OwnedPv, Seen, Volume};
+use crate::pv::{self, Decoded, Labels, OwnedPv, Seen, Volume};
 use crate::reclaim::Unclaimed;
 use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
@@ -61,6 +61,8 @@ pub struct Done {
 pub enum Ended {
     /// It is like this.
     Is(Box<PersistentVolume>),
+    /// It was not made, for this one has its name.
+    NameTaken(Box<PersistentVolume>),
     /// There is none.
     IsGone,
     /// A call to the API server failed.
@@ -142,6 +144,7 @@ impl Tools {
     async fn create(&self, creation: Creation) -> Ended {
         let Creation { mut volume, target, before, found_at } = creation;
         let mut entry = (*target.record).clone();
+        let entry_name = target.entry.clone();
         let mut held = None;
         // What is made to be quarantined or wiped is looked at by then.
         if volume.claim.is_none() {
@@ -168,30 +171,33 @@ impl Tools {
         }
         // A wipe by hand takes the volume first, and then looks into the ledger.
         drop(held);
-        let error = match self.cluster.create(&volume).await {
+        let ended = match self.cluster.create(&volume).await {
             Ok(created) => {
                 self.count_made(&volume, found_at);
+                self.tell_of_long_name(&entry_name, &volume, &created);
                 return Ended::Is(Box::new(created));
             }
             // Made by a call that had no answer, or somebody else's: look.
-            Err(ApiError::AlreadyExists) => {
-                let there = self.cluster.get(&volume.name).await;
-                if matches!(&there, Ok(Some(pv)) if self.owned(pv).is_some()) {
-                    self.count_made(&volume, found_at);
+            Err(ApiError::AlreadyExists) => match self.cluster.get(&volume.name).await {
+                Ok(Some(other)) if self.owned(&other).is_none_or(|owned| owned.path != volume.path) => {
+                    Ended::NameTaken(Box::new(other))
                 }
-                return there.into();
-            }
+                answer => {
+                    if matches!(&answer, Ok(Some(_))) {
+                        self.count_made(&volume, found_at);
+                    }
+                    return answer.into();
+                }
+            },
             // Whether it was made is open: the ledger goes on saying that it may be.
             Err(error @ ApiError::Unknown(_)) => return Ended::Api(error),
-            Err(ApiError::NotFound) => ApiError::Rejected("not found, though it was to be made".to_owned()),
-            Err(error) => error,
+            Err(ApiError::NotFound) => Ended::Api(ApiError::Rejected("not found, though it was to be made".to_owned())),
+            Err(error) => Ended::Api(error),
         };
         // What was found to be marked meanwhile stays quarantined.
-        let Some(state) = before.filter(|_| matches!(entry.state, State::Offered { .. })) else {
-            return Ended::Api(error);
-        };
+        let Some(state) = before.filter(|_| matches!(entry.state, State::Offered { .. })) else { return ended };
         match self.scribe.record(Entry { state, ..entry }).await {
-            Ok(()) => Ended::Api(error),
+            Ok(()) => ended,
             Err(unwritten) => Ended::Ledger(unwritten),
         }
     }
@@ -202,6 +208,19 @@ impl Tools {
         if volume.claim.is_none() {
             self.metrics.published(took);
         }
+    }
+
+    /// Says why a PV has a longer name than the Go provisioner would give it.
+    fn tell_of_long_name(&self, entry: &str, volume: &Volume, made: &PersistentVolume) {
+        let node = self.node.as_ref().map_or("", |node| node.name.as_str());
+        let usual = pv::pv_name(entry, node, &volume.class);
+        if volume.name == usual {
+            return;
+        }
+        info!(pv = volume.name, usual, "Another PV has the usual name; this one has a longer one");
+        let about = About::Pv(volume.name.clone(), made.metadata.uid.clone().unwrap_or_default());
+        let note = format!("another PV has the name {usual}, so the one for {} has a longer name", volume.path);
+        self.events.send(Event { warning: false, ..Event::warning(about, events::NAME_TAKEN, note) });
     }
 
     /// Looks at a volume that is about to be offered.
@@ -215,12 +234,16 @@ impl Tools {
     }
 
     async fn adopt(&self, adoption: &Adoption) -> Result<Option<PersistentVolume>, ApiError> {
-        let node = self.node.as_ref().map_or("", |node| node.name.as_str());
-        let adopted = self.cluster.adopt(adoption, node).await;
-        if let Ok(pv) = &adopted
-            && self.owned(pv).is_some_and(|owned| !owned.labelled)
-        {
-            return Err(ApiError::Rejected(format!("the label {} does not stay on it", pv::NODE_LABEL)));
+        let adopted = self.cluster.adopt(adoption).await;
+        if let Ok(pv) = &adopted {
+            if adoption.signature.is_some() {
+                info!(pv = adoption.pv.name, "PV of a former Node of this name is taken over");
+            }
+            let labels = Labels::of(pv);
+            if adoption.labels.as_ref().is_some_and(|changes| labels.with(changes) != labels) {
+                // Or it would be written again and again.
+                return Err(ApiError::Rejected("its labels do not stay as they are set".to_owned()));
+            }
         }
         self.or_look(&adoption.pv.name, adopted.map(Some)).await
     }

@@ -46,6 +46,10 @@ impl Controller {
                     self.fail(&pv, Verdict::new(Reason::Refused, detail));
                 }
             },
+            Ended::NameTaken(object) => {
+                self.cache.learn(&object, name_only);
+                self.memory.name_is_taken(&pv);
+            }
             Ended::IsGone => {
                 let last = self.cache.owned().get(&pv);
                 self.books.note_gone(last, &self.tools.scribe);

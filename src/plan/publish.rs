@@ -77,15 +77,9 @@ fn try_offer(
         return refused(Reason::PathInUse, format!("PV {pv}, which is not ours, names the path"));
     }
     let storage_class = storage_class(world, finding)?;
-    // This far comes every volume whose PV is being made, at each decision of a burst.
-    let name = pv::pv_name(&finding.entry, &world.node.name, &finding.class);
-    if let Some(other) = world.owned.get(&name) {
-        return refused(Reason::Refused, format!("the name {name} is taken by the PV for {}", other.path));
-    }
-    if world.memory.in_flight.contains(&name) {
-        return Ok(Verdict::new(Reason::Pending, "its PV is being made"));
-    }
-    if let Some(other) = offered_by.pv_of(&candidate.sighting.identity) {
+    let identity = &candidate.sighting.identity;
+    let (name, found) = name(world, finding, identity, plan)?;
+    if let Some(other) = offered_by.pv_of(identity) {
         let detail = format!("PV {} offers the same volume, at {}", other.name, other.path);
         return refused(Reason::DuplicateOf, detail);
     }
@@ -95,9 +89,10 @@ fn try_offer(
     if let Some(trouble) = world.ledger_trouble {
         return refused(Reason::Pending, format!("not before the ledger can be written: {trouble}"));
     }
-    let (capacity, identity) = (candidate.capacity, &candidate.sighting.identity);
-    let volume = pv::volume(world.config, class, storage_class, world.node, &finding.entry, capacity, identity);
-    let (volume, entry, before) = through_the_gate(world, class, finding, candidate, volume)?;
+    let volume =
+        pv::volume(world.config, class, storage_class, world.node, &finding.entry, candidate.capacity, identity);
+    let volume = Volume { name, ..volume };
+    let (volume, entry, before) = through_the_gate(world, class, finding, candidate, found, volume)?;
     let verdict = match &volume.claim {
         None => Verdict::new(Reason::Pending, "its PV is being made"),
         Some(_) => Verdict::new(Reason::Dirty, volume.annotations.get(pv::QUARANTINED).cloned().unwrap_or_default()),
@@ -117,8 +112,40 @@ fn try_offer(
         job: None,
     };
     let found_at = world.memory.found_at(&volume.name).unwrap_or(world.now);
+    plan.names.insert(volume.name.clone());
     plan.actions.push(Action::Create(Box::new(Creation { volume, target, before, found_at })));
     Ok(verdict)
+}
+
+/// The name for its PV, and what the ledger knows of the volume: the Go provisioner's name,
+/// or when another PV has that, a longer one. An error while a PV of that name is being made.
+fn name<'a>(
+    world: &World<'a>,
+    finding: &Finding,
+    identity: &Identity,
+    plan: &Plan,
+) -> Result<(String, Found<'a>), Verdict> {
+    let being_made = Err(Verdict::new(Reason::Pending, "its PV is being made"));
+    let (entry, node, class) = (&finding.entry, &world.node.name, &finding.class);
+    let usual = pv::pv_name(entry, node, class);
+    let is_taken = world.owned.contains_key(&usual) || world.memory.is_taken(&usual);
+    // This far comes every volume whose PV is being made, at each decision of a burst.
+    if !is_taken && (world.memory.in_flight.contains(&usual) || plan.names.contains(&usual)) {
+        return being_made;
+    }
+    let found = world.ledger.find(identity, &finding.host_path);
+    let long = pv::long_pv_name(entry, node, class);
+    // Under the name that it was offered by last it may still be, as far as anybody knows.
+    let had_long = matches!(found, Found::One(entry) if entry.state.pv() == Some(&long));
+    let name = if is_taken || had_long { long } else { usual };
+    if let Some(other) = world.owned.get(&name) {
+        let detail = format!("the name {name} is taken by the PV for {}", other.path);
+        return Err(Verdict::new(Reason::Refused, detail));
+    }
+    if world.memory.in_flight.contains(&name) {
+        return being_made;
+    }
+    Ok((name, found))
 }
 
 /// How an entry is the same volume as another one.
@@ -146,10 +173,10 @@ fn through_the_gate(
     class: &Class,
     finding: &Finding,
     candidate: &Candidate,
+    found: Found<'_>,
     volume: Volume,
 ) -> Result<(Volume, Entry, Option<State>), Verdict> {
     let identity = &candidate.sighting.identity;
-    let found = world.ledger.find(identity, &finding.host_path);
     // One that is not certainly about this volume stays as it is, beside a new one.
     let known = if let Found::One(entry) = found { Some(entry) } else { None };
     let mut entry = known.cloned().unwrap_or_else(|| {

@@ -15,8 +15,12 @@ pub fn note(world: &World<'_>, owned: &OwnedPv, present: Option<&Arc<Identity>>,
     if world.memory.in_flight.contains(&owned.name) || owned.garbled {
         return;
     }
-    let Some(identity) = identity(world, owned).or(present) else { return };
+    let recorded = identity(world, owned);
+    let Some(identity) = recorded.or(present) else { return };
     let known = known(world, owned, identity);
+    if owned.former && recorded.is_none() {
+        return note_doubt(world, owned, identity, known, plan);
+    }
     // An entry that another PV has is that one's.
     if known.is_some_and(|entry| is_of_another(world, owned, &entry.state)) {
         return;
@@ -26,6 +30,19 @@ pub fn note(world: &World<'_>, owned: &OwnedPv, present: Option<&Arc<Identity>>,
     if !known.is_some_and(is_noted) {
         let entry = entry(world, owned, identity);
         plan.records.push(Entry { state, ..entry });
+    }
+}
+
+/// A PV of a former Node does not say which volume it has: it may be the one that is there.
+/// Once the PV is removed, that one is not to be offered with the data on it; but until
+/// then this is no proof that it is the one.
+fn note_doubt(world: &World<'_>, owned: &OwnedPv, present: &Arc<Identity>, known: Option<&Entry>, plan: &mut Plan) {
+    let used = matches!(owned.phase, Phase::Bound | Phase::Released | Phase::Failed);
+    if used && known.is_none() {
+        let (pv, claim) = (owned.name.as_str().into(), owned.claim.as_deref().cloned());
+        let reason = format!("PV {} of a former Node of this name may have been about it", owned.name).into();
+        let entry = entry(world, owned, present);
+        plan.records.push(Entry { state: State::Quarantined { reason, pv, claim }, ..entry });
     }
 }
 

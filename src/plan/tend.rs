@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Action, Adoption, ByJob, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
+use super::adopt::{adoption, inherit, renewal};
+use super::{Action, ByJob, EntryStatus, Plan, Target, World, left_of, publish, record, since, waiting};
 use crate::brake;
 use crate::config::Class;
 use crate::discovery::{Candidate, Finding};
@@ -44,6 +45,9 @@ pub fn present(
         return verdict;
     }
     let now = &candidate.sighting.identity;
+    if owned.former {
+        return inherit(world, owned, now, plan);
+    }
     let accepted = owned.accepted.as_deref().is_some_and(|accepted| *accepted == now.digest());
     let same = match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
         Some(Comparison::Same) => true,
@@ -125,15 +129,13 @@ fn withdraw(world: &World<'_>, owned: &OwnedPv, why: String, plan: &mut Plan) {
     }
 }
 
-/// Puts our label on the PV, and the identity of its volume with the ledger's entry, when
-/// it is known.
+/// Puts on the PV what it lacks, and the identity of its volume with the ledger's entry,
+/// when it is known.
 fn adopt(world: &World<'_>, owned: &OwnedPv, identity: Option<&Arc<Identity>>, plan: &mut Plan) -> Verdict {
     if let Some(verdict) = waiting(world, &owned.name, plan) {
         return verdict;
     }
-    let entry = identity.map(|identity| record::id_of(world, owned, identity).to_string().into());
-    let adoption = Adoption { pv: Seen::of(owned), identity: identity.cloned(), entry };
-    plan.begin(world, Action::Adopt(Box::new(adoption)));
+    plan.begin(world, Action::Adopt(Box::new(adoption(world, owned, identity))));
     kept(world, owned)
 }
 
@@ -245,30 +247,38 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
             .filter(told)
             .map_or_else(|| kept(world, owned), |setback| setback.verdict.clone());
     }
-    if owned.phase == Phase::Released {
-        match &owned.word {
-            Some(Word::Keep) if record::wiped_claim(world, owned).is_some() => {
-                let detail = "its wipe has begun: what is left of its data can't be offered; use wipe or retire";
-                return Verdict::new(Reason::Refused, detail);
-            }
-            Some(Word::Keep) => plan.begin(world, Action::Keep(Seen::of(owned))),
-            Some(Word::Retire) => return retire(world, owned, candidate, plan),
-            Some(Word::Unknown(text)) => {
-                let detail = format!("its annotation mooring.dev/reclaim is {text:?}; use wipe, keep or retire");
-                return Verdict::new(Reason::Refused, detail);
-            }
-            Some(Word::Wipe) | None if owned.quarantined => {
-                if let Ok(target) = target(world, owned, finding, candidate) {
-                    plan.begin(world, Action::FreeIfBlank { pv: Seen::of(owned), target: Box::new(target) });
-                }
-                plan.wake(world.now + BLANK_CHECK);
-            }
-            Some(Word::Wipe) | None => {}
+    let released = owned.phase == Phase::Released;
+    match &owned.word {
+        Some(Word::Keep) if released && record::wiped_claim(world, owned).is_some() => {
+            let detail = "its wipe has begun: what is left of its data can't be offered; use wipe or retire";
+            return Verdict::new(Reason::Refused, detail);
         }
+        Some(Word::Keep) if released => {
+            plan.begin(world, Action::Keep(Seen::of(owned)));
+            return kept(world, owned);
+        }
+        Some(Word::Retire) if released => return retire(world, owned, candidate, plan),
+        Some(Word::Unknown(text)) if released => {
+            let detail = format!("its annotation mooring.dev/reclaim is {text:?}; use wipe, keep or retire");
+            return Verdict::new(Reason::Refused, detail);
+        }
+        _ if is_out_of_place(owned) => {
+            plan.begin(world, Action::DropWord(Seen::of(owned)));
+            return kept(world, owned);
+        }
+        _ => {}
+    }
+    if let Some(adoption) = renewal(world, owned).filter(|_| world.may_patch) {
+        plan.begin(world, Action::Adopt(Box::new(adoption)));
         return kept(world, owned);
     }
-    if is_out_of_place(owned) {
-        plan.begin(world, Action::DropWord(Seen::of(owned)));
+    if released {
+        if owned.quarantined {
+            if let Ok(target) = target(world, owned, finding, candidate) {
+                plan.begin(world, Action::FreeIfBlank { pv: Seen::of(owned), target: Box::new(target) });
+            }
+            plan.wake(world.now + BLANK_CHECK);
+        }
         return kept(world, owned);
     }
     if let Some(why) = record::rolled_back(world, owned).filter(|_| Unclaimed::of(owned).is_some()) {
@@ -399,7 +409,7 @@ fn absent(world: &World<'_>, owned: &OwnedPv, certain: bool, plan: &mut Plan) {
     }
     plan.missing.insert(owned.name.clone());
     if Unclaimed::of(owned).is_none() {
-        if world.may_patch && !owned.labelled && !owned.terminating {
+        if world.may_patch && !owned.labelled && !owned.terminating && !owned.former {
             adopt(world, owned, None, plan);
         }
         return;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{LocalVolumeSource, PersistentVolume};
 
 use super::{
-    ACCEPT_IDENTITY, Claim, HOLD, HOSTNAME_LABEL, IDENTITY, LEDGER_ENTRY, NODE_LABEL, PROVISIONED_BY, QUARANTINED,
-    RECLAIM, RECLAIMING, WIPE_FINALIZER, annotation, claim, node_label_value, provisioner_name,
+    ACCEPT_IDENTITY, Claim, HOLD, HOSTNAME_LABEL, IDENTITY, LEDGER_ENTRY, Labels, NODE_LABEL, PROVISIONED_BY,
+    QUARANTINED, RECLAIM, RECLAIMING, WIPE_FINALIZER, annotation, claim, node_label_value, provisioner_name,
 };
 use crate::identity::Identity;
 use crate::volume::{Capacity, NodeFacts, ReclaimPolicy};
@@ -62,8 +62,17 @@ pub struct OwnedPv {
     pub class: String,
     /// `spec.local.path`.
     pub path: String,
+    /// Whether a former Node of this name signed it: it is not ours to change, wipe or
+    /// remove until it is known to be about the volume that is there, and signed anew.
+    pub former: bool,
     /// `spec.persistentVolumeReclaimPolicy`.
     pub reclaim_policy: ReclaimPolicy,
+    /// `spec.mountOptions`.
+    pub mount_options: Vec<String>,
+    /// Its labels.
+    pub labels: Arc<Labels>,
+    /// UID of the Node of this name that owns it, if one does.
+    pub owner: Option<Box<str>>,
     /// Whether it has the label by which the watch of this node's PVs finds it.
     pub labelled: bool,
     /// `metadata.uid`.
@@ -103,6 +112,12 @@ pub struct OwnedPv {
 }
 
 impl OwnedPv {
+    /// Whether nobody has claimed it or has it reserved, and nobody is removing it.
+    #[must_use]
+    pub fn is_unclaimed(&self) -> bool {
+        self.phase == Phase::Available && self.claim.is_none() && !self.terminating && !self.fenced
+    }
+
     /// Whether an admin says something on it that was not said `before`.
     #[must_use]
     pub fn says_more_than(&self, before: &Self) -> bool {
@@ -158,49 +173,77 @@ pub fn is_held(annotations: Option<&BTreeMap<String, String>>) -> bool {
     annotations.and_then(|annotations| annotations.get(HOLD)).is_some_and(|value| value != "false")
 }
 
-/// Whose PV is this? Ours only when the annotation says exactly so; the path is
-/// judged later, by [`Config`], before anything is done to the volume.
+/// Whose PV is this? Ours only when the annotation says so; the path is judged later, by
+/// [`Config`](crate::config::Config), before anything is done to the volume.
 #[must_use]
 pub fn sort(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -> Decoded {
     let Some(local) = pv.spec.as_ref().and_then(|spec| spec.local.as_ref()) else { return Decoded::Elsewhere };
-    if is_signed_by_us(pv, node, use_node_name_only) {
-        return owned(pv, local, node).map_or(Decoded::Elsewhere, |owned| Decoded::Owned(Box::new(owned)));
-    }
-    if names_this_node(pv, node) {
-        return Decoded::Foreign(ForeignPath {
-            pv: pv.metadata.name.clone().unwrap_or_default(),
-            path: local.path.clone(),
-        });
-    }
-    Decoded::Elsewhere
+    let former = match signer(pv, node, use_node_name_only) {
+        Signer::ThisNode => false,
+        Signer::FormerNode if names_this_node(pv, node) => true,
+        // Of a Node of this name with another host name: its volume may be at that path still.
+        Signer::Other if !names_this_node(pv, node) => return Decoded::Elsewhere,
+        Signer::FormerNode | Signer::Other => {
+            return Decoded::Foreign(ForeignPath {
+                pv: pv.metadata.name.clone().unwrap_or_default(),
+                path: local.path.clone(),
+            });
+        }
+    };
+    let owned = owned(pv, local, node).map(|owned| OwnedPv { former, ..owned });
+    owned.map_or(Decoded::Elsewhere, |owned| Decoded::Owned(Box::new(owned)))
 }
 
 fn label<'p>(pv: &'p PersistentVolume, key: &str) -> Option<&'p String> {
     pv.metadata.labels.as_ref()?.get(key)
 }
 
-fn is_signed_by_us(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -> bool {
-    let annotations = pv.metadata.annotations.as_ref();
-    let Some(signature) = annotations.and_then(|annotations| annotations.get(PROVISIONED_BY)) else { return false };
-    let ours = provisioner_name(node, use_node_name_only);
+/// Who signed a PV.
+enum Signer {
+    ThisNode,
+    /// A Node of this name that was there before, or this one in the other form of signing.
+    FormerNode,
+    Other,
+}
+
+fn signer(pv: &PersistentVolume, node: &NodeFacts, use_node_name_only: bool) -> Signer {
+    let Some(signature) = annotation(pv, PROVISIONED_BY) else { return Signer::Other };
+    let (by_name, by_uid) = (provisioner_name(node, true), provisioner_name(node, false));
+    let uid = signature.strip_prefix(&by_name).and_then(|rest| rest.strip_prefix('-'));
     // With useNodeNameOnly, PVs from before that setting: signed with some UID of a
     // node of this name, and carrying its host name as a label.
-    let signed_with_uid = use_node_name_only
-        && signature.strip_prefix(&ours).is_some_and(|rest| rest.starts_with('-'))
-        && label(pv, HOSTNAME_LABEL).is_some_and(|name| *name == node.name);
-    *signature == ours || signed_with_uid
+    let is_labelled = || label(pv, HOSTNAME_LABEL).is_some_and(|name| *name == node.name);
+    if signature == by_uid || use_node_name_only && (signature == by_name || uid.is_some() && is_labelled()) {
+        return Signer::ThisNode;
+    }
+    // The rest may be that of a longer node name: `a-b` begins like `a`.
+    if signature == by_name || uid.is_some_and(is_uid) { Signer::FormerNode } else { Signer::Other }
+}
+
+/// Whether it has the form of a UID of the API server: 8-4-4-4-12 hexadecimal digits.
+fn is_uid(text: &str) -> bool {
+    let lengths = text.split('-').map(str::len);
+    lengths.eq([8, 4, 4, 4, 12]) && text.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit())
 }
 
 fn owned(pv: &PersistentVolume, local: &LocalVolumeSource, node: &NodeFacts) -> Option<OwnedPv> {
     let (metadata, spec) = (&pv.metadata, pv.spec.as_ref()?);
     let finalizers = metadata.finalizers.as_deref().unwrap_or_default();
     let identity = annotation(pv, IDENTITY).map(|text| serde_json::from_str(text).ok().map(Arc::new));
+    let owners = metadata.owner_references.iter().flatten();
     Some(OwnedPv {
         name: metadata.name.clone()?,
         class: spec.storage_class_name.clone().unwrap_or_default(),
         path: local.path.clone(),
+        former: false,
         // The API server's default for PVs is to keep the data.
         reclaim_policy: ReclaimPolicy::parse(spec.persistent_volume_reclaim_policy.as_deref().unwrap_or("Retain")),
+        mount_options: spec.mount_options.clone().unwrap_or_default(),
+        labels: Arc::new(Labels::of(pv)),
+        owner: owners
+            .filter(|owner| owner.kind == "Node" && owner.name == node.name)
+            .map(|owner| owner.uid.as_str().into())
+            .next(),
         labelled: label(pv, NODE_LABEL).is_some_and(|value| *value == node_label_value(&node.name)),
         uid: metadata.uid.clone()?,
         resource_version: metadata.resource_version.clone()?,

@@ -33,6 +33,13 @@ impl TestNode {
         nodes.patch(self.name(), &PatchParams::default(), &patch).await.expect("a Node can be annotated");
     }
 
+    /// Sets a label of this Node, or removes it.
+    pub async fn label_node(&self, key: &str, value: Option<&str>) {
+        let patch = Patch::Merge(json!({ "metadata": { "labels": { key: value } } }));
+        let nodes: Api<Node> = Api::all(self.client());
+        nodes.patch(self.name(), &PatchParams::default(), &patch).await.expect("a Node can be labelled");
+    }
+
     /// Takes all annotations of ours off a PV.
     pub async fn strip_annotations(&self, pv: &str) -> PersistentVolume {
         let now = self.api().get(pv).await.expect("the PV is there");

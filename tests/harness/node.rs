@@ -43,7 +43,7 @@ impl TestNode {
     /// A new node; its name begins with `tag`.
     pub async fn new(plane: &ControlPlane, tag: &str) -> Self {
         let name = format!("{tag}-{}-{}", std::process::id(), unique());
-        let labels = [("kubernetes.io/hostname".to_owned(), name.clone())].into();
+        let labels = host_name(&name);
         Self::named(plane, name, labels).await
     }
 
@@ -51,12 +51,7 @@ impl TestNode {
     pub async fn named(plane: &ControlPlane, name: String, labels: BTreeMap<String, String>) -> Self {
         require_own_namespace();
         let client = plane.client().await;
-        let node = Node {
-            metadata: ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() },
-            ..Node::default()
-        };
-        let node = Api::all(client.clone()).create(&PostParams::default(), &node).await.expect("a Node can be made");
-        let uid = node.uid().expect("an object of the API server has a uid");
+        let (node, uid) = make(&client, &name, labels).await;
 
         let scratch = Scratch::new(&name);
         let root = scratch.path().join("root");
@@ -71,6 +66,17 @@ impl TestNode {
         std::fs::write(&kubeconfig, with_token(plane.kubeconfig(), &token)).expect("a kubeconfig can be written");
         let existing_cluster = plane.is_existing();
         Self { name, uid, client, existing_cluster, kubeconfig, root, scratch, made: Mutex::default() }
+    }
+
+    /// Deletes the Node object and makes it anew, with nothing but its name in common, as
+    /// when a machine is set up again. The agent's credentials are new, too.
+    pub async fn make_again(&mut self) {
+        let nodes: Api<Node> = Api::all(self.client());
+        nodes.delete(&self.name, &DeleteParams::default()).await.expect("a Node can be deleted");
+        let (node, uid) = make(&self.client, &self.name, host_name(&self.name)).await;
+        let token = token(&self.client, rbac::SERVICE_ACCOUNT, &node).await;
+        std::fs::write(&self.kubeconfig, with_token(&self.kubeconfig, &token)).expect("a kubeconfig can be written");
+        self.uid = uid;
     }
 
     /// The name, which is also the value of its label `kubernetes.io/hostname`.
@@ -165,6 +171,22 @@ impl Drop for TestNode {
     fn drop(&mut self) {
         disk::detach_all(&self.root);
     }
+}
+
+/// A Node object without a kubelet, and its uid.
+/// The label that each Node has.
+fn host_name(name: &str) -> BTreeMap<String, String> {
+    [("kubernetes.io/hostname".to_owned(), name.to_owned())].into()
+}
+
+async fn make(client: &kube::Client, name: &str, labels: BTreeMap<String, String>) -> (Node, String) {
+    let node = Node {
+        metadata: ObjectMeta { name: Some(name.to_owned()), labels: Some(labels), ..ObjectMeta::default() },
+        ..Node::default()
+    };
+    let node = Api::all(client.clone()).create(&PostParams::default(), &node).await.expect("a Node can be made");
+    let uid = node.uid().expect("an object of the API server has a uid");
+    (node, uid)
 }
 
 /// Deletes objects by name, with whatever finalizers they have.

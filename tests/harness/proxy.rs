@@ -34,6 +34,8 @@ pub struct Faults {
     pub hold_patches: bool,
     /// So many patches have come to wait.
     pub waiting_patches: u32,
+    /// So many patches are refused, as by an authorizer that has not read all roles yet.
+    pub refused_patches: u32,
 }
 
 #[derive(Clone)]
@@ -136,11 +138,21 @@ async fn forward(State(mut shared): State<Shared>, request: Request) -> Response
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }
-    let hang = parts.method == Method::POST && take(&mut lock(&shared.faults).hung_creates);
+    if parts.method == Method::PATCH && take(&mut lock(&shared.faults).refused_patches) {
+        let status = serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403,
+            "message": "persistentvolumes \"x\" is forbidden: User \"u\" cannot patch resource \"persistentvolumes\" \
+                        in API group \"\" at the cluster scope",
+        });
+        return (StatusCode::FORBIDDEN, Json(status)).into_response();
+    }
+    // A question about rights makes nothing.
+    let creates = parts.method == Method::POST && !parts.uri.path().ends_with("accessreviews");
+    let hang = creates && take(&mut lock(&shared.faults).hung_creates);
     let lose = {
         let mut faults = lock(&shared.faults);
         match parts.method {
-            Method::POST => take(&mut faults.lost_creates),
+            Method::POST if creates => take(&mut faults.lost_creates),
             Method::PATCH => take(&mut faults.lost_patches),
             Method::DELETE => take(&mut faults.lost_deletes),
             _ => false,

@@ -71,3 +71,13 @@ pub async fn strip_label(node: &TestNode, pv: &PersistentVolume) {
 pub fn is_labelled(pv: &PersistentVolume) -> bool {
     pv.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("mooring.dev/node"))
 }
+
+/// How many calls to the API server of that verb an agent has counted, whatever their end.
+pub async fn calls(agent: &Agent, verb: &str) -> f64 {
+    let mut sum = 0.0;
+    for outcome in ["success", "refused", "unknown"] {
+        let series = format!("mooring_api_requests_total{{verb=\"{verb}\",outcome=\"{outcome}\"}}");
+        sum += agent.metric(&series).await.unwrap_or_default();
+    }
+    sum
+}

@@ -76,6 +76,7 @@ fn every_event_and_annotation_is_documented_for_the_admin() {
         pv::NODE_LABEL,
         pv::WIPE_FINALIZER,
         pv::IDENTITY,
+        pv::LABELS,
         pv::LEDGER_ENTRY,
         pv::ROOT,
         pv::RECLAIMING,

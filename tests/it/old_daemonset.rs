@@ -14,6 +14,7 @@ use crate::common::{SOON, is_labelled, wait_ready, wait_verdict};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
+use crate::harness::proxy::{Faults, Proxy};
 use crate::harness::volumes::phase;
 use crate::harness::{Agent, AgentOptions, AuditEntry, ControlPlane, Options, rbac, shared};
 use crate::wipe_scene::first_not_zero;
@@ -34,6 +35,7 @@ struct Old {
     fs: (String, std::path::PathBuf),
     raw: (String, std::path::PathBuf),
     raw_fields: &'static str,
+    stateless: bool,
 }
 
 impl Old {
@@ -44,7 +46,7 @@ impl Old {
         let kubeconfig = node.kubeconfig_of(&account).await.display().to_string();
         let fs = (node.class("fs", "Delete").await, node.discovery_dir("fs"));
         let raw = (node.class("raw", "Delete").await, node.discovery_dir("raw"));
-        Self { node, account, kubeconfig, fs, raw, raw_fields: "volumeMode: Block" }
+        Self { node, account, kubeconfig, fs, raw, raw_fields: "volumeMode: Block", stateless: true }
     }
 
     fn start(&self) -> Agent {
@@ -54,7 +56,7 @@ impl Old {
             AgentOptions {
                 config: &[("storageClassMap", &map), RESYNC],
                 args: &["-v=4", "--logtostderr", "--listen-address=127.0.0.1:0"],
-                stateless: true,
+                stateless: self.stateless,
                 as_old: true,
                 env: &[("KUBECONFIG", &self.kubeconfig), ("JOB_CONTAINER_IMAGE", "example/provisioner:1")],
                 ..AgentOptions::default()
@@ -86,9 +88,9 @@ impl Old {
         fill(&disk, bytes);
         self.node.release(&claim).await;
         agent.wait_log("Wipe begins", SOON).await;
-        // The mark is on it, and more.
+        // The mark is on it, and more: a checkpoint, too.
         let deadline = Instant::now() + SOON;
-        while stored(&disk)[..SECRET.len()] == *SECRET {
+        while stored(&disk)[1 << 20..][..SECRET.len()] == *SECRET {
             assert!(Instant::now() < deadline, "the wipe does not begin");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -294,7 +296,22 @@ async fn without_the_right_to_patch_words_are_refused_with_a_remedy_and_a_hold_h
 
     old.node.annotate_node(HOLD, None).await;
     let agent = old.start();
+    let pv = old.anew(&tree, &pv).await;
+    // What is retained is wiped by its policy.
+    let policy = |policy: &str| json!({ "spec": { "persistentVolumeReclaimPolicy": policy } });
+    old.node.patch_pv(&pv.name_any(), policy("Retain")).await.expect("a policy can be changed");
+    let claim = old.node.bind(&pv.name_any()).await;
+    std::fs::write(tree.join("data"), SECRET).expect("a file can be written");
+    old.node.release(&claim).await;
+    old.node.annotate_pv(&pv.name_any(), "mooring.dev/reclaim", Some("wipe")).await;
+    let detail = wait_verdict(&agent, &old.fs.0, "tree", "Refused").await;
+    assert!(detail.contains("set its reclaim policy to Delete"), "{detail}");
+    old.node.annotate_pv(&pv.name_any(), "mooring.dev/reclaim", None).await;
+    wait_verdict(&agent, &old.fs.0, "tree", "Published").await;
+    assert!(tree.join("data").exists());
+    old.node.patch_pv(&pv.name_any(), policy("Delete")).await.expect("a policy can be changed");
     old.anew(&tree, &pv).await;
+    assert!(!tree.join("data").exists());
     // One on the PV stops a wipe in its middle, which goes on without it where it was.
     let (disk, pv, _) = old.in_a_wipe(&agent, 6 << 20).await;
     old.node.annotate_pv(&pv.name_any(), HOLD, Some("true")).await;
@@ -311,6 +328,74 @@ async fn without_the_right_to_patch_words_are_refused_with_a_remedy_and_a_hold_h
     assert_eq!(first_not_zero(&disk.backing), None);
     drop(disk);
     old.end(agent).await;
+}
+
+#[tokio::test]
+async fn an_unfenced_wipe_that_is_killed_goes_on_and_a_pv_that_was_taken_from_it_is_withdrawn() {
+    for (tag, stateless, taken) in
+        [("killed", true, false), ("killed-state", false, false), ("taken-away", false, true)]
+    {
+        let mut old = Old::new(shared(), tag).await;
+        (old.raw_fields, old.stateless) = (SLOW, stateless);
+        let mut agent = old.start();
+        let (disk, pv, _) = old.in_a_wipe(&agent, 6 << 20).await;
+        agent.signal(nix::sys::signal::Signal::SIGKILL);
+        agent.wait_exit(SOON).await;
+        drop(agent);
+        let link = old.raw.1.join("slow");
+        if taken {
+            old.node.clear_claim(&pv.name_any()).await;
+            assert_eq!(old.available(&link).await.uid(), pv.uid());
+        }
+        assert!(disk.backing_contains(SECRET));
+        let agent = old.start();
+        if taken {
+            agent.wait_log("PV is withdrawn", SOON).await;
+        }
+        let line = agent.wait_log("Wipe begins", SOON).await;
+        // Without a state directory, nobody knows how far it was.
+        assert_eq!(line.contains("resumed=true"), !stateless, "{line}");
+        old.anew(&link, &pv).await;
+        assert_eq!(first_not_zero(&disk.backing), None);
+        drop(disk);
+        old.end(agent).await;
+    }
+}
+
+#[tokio::test]
+async fn a_patch_that_is_refused_for_a_moment_costs_no_fence() {
+    let node = TestNode::new(shared(), "moment").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let proxy = Proxy::start(&node);
+    let map = storage_class_map(&[(&class, &disks, SLOW)]);
+    let kubeconfig = proxy.kubeconfig().display().to_string();
+    let agent = Agent::start(
+        &node,
+        AgentOptions {
+            config: &[("storageClassMap", &map)],
+            args: &["-v=4"],
+            env: &[("KUBECONFIG", &kubeconfig)],
+            ..AgentOptions::default()
+        },
+    );
+    let disk = LoopDisk::new(node.dir(), 2 << 20);
+    let link = disk.link(&disks, "disk");
+    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(&pv.name_any()).await;
+    fill(&disk, 2 << 20);
+    proxy.set(Faults { refused_patches: 2, ..Faults::default() });
+    node.release(&claim).await;
+    let fenced = |pv: &PersistentVolume| pv.finalizers().iter().any(|finalizer| finalizer == "mooring.dev/wipe");
+    let now = node.wait_pv(&link, |now| fenced(now) || now.uid() != pv.uid(), SOON).await;
+    assert_eq!(now.uid(), pv.uid(), "it is fenced before it is wiped");
+    assert_eq!(proxy.faults().refused_patches, 0);
+    node.wait_pv(&link, |now| phase(now) == "Available" && now.uid() != pv.uid(), SOON).await;
+    assert_eq!(first_not_zero(&disk.backing), None);
+    assert_eq!(agent.metric(&limited("patch")).await, Some(0.0));
+    drop(disk);
+    drop(agent);
+    node.clean_up().await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! into a PV and read back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -97,16 +98,21 @@ fn node() -> NodeFacts {
         name: "n1".into(),
         uid: "node-uid".into(),
         hostname: "n1".into(),
-        labels: BTreeMap::new(),
+        labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
         hold: false,
         taints: Vec::new(),
     }
 }
 
+/// How a Node signs that had the name before.
+const FORMER: &str = "local-volume-provisioner-n1-5f0c7a0e-1b1a-4f4e-9a50-0c9bd1b8f0aa";
+
 /// Classes a and b share a directory, c has its own.
 fn config() -> Config {
     let map = "{a: {hostDir: /h, mountDir: /m}, b: {hostDir: /h, mountDir: /m, namePattern: '[^z]*'}, c: {hostDir: /x, mountDir: /x}}";
-    Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map.to_owned())])).expect("the config is valid")
+    let keys = [("storageClassMap", map), ("labelsForPV", "env: prod"), ("nodeLabelsForPV", "[zone, rack]")];
+    let keys = keys.map(|(key, text)| (key.to_owned(), text.to_owned()));
+    Config::parse(&BTreeMap::from(keys)).expect("the config is valid")
 }
 
 /// The disk of an entry: each has its own.
@@ -120,14 +126,19 @@ fn candidate(path: &str) -> Candidate {
     Candidate { sighting: Sighting::new(identity(path), 1 << 26), capacity: Capacity::rounded_down(1 << 26) }
 }
 
-/// One PV as (class, entry, phase, policy is Retain, fenced, terminating, labelled, suspect).
-type PvSeed = (u8, u8, u8, bool, bool, bool, bool, bool);
+/// One PV as (class, entry, phase, policy is Retain, fenced, terminating, labelled, suspect),
+/// and whether it is of a former Node, whether that had another disk, whether its labels
+/// and mount options are old, and whether it has the name that another entry's should have.
+type PvSeed = ((u8, u8, u8, bool, bool, bool, bool, bool), [bool; 4]);
 
 fn scene() -> impl Strategy<Value = Scene> {
     let entries = btree_map(0_u8..5, any::<bool>(), 0..5);
     let other_entries = btree_map(0_u8..5, any::<bool>(), 0..5);
     let pvs = vec(
-        (0_u8..3, 0_u8..6, 0_u8..5, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        (
+            (0_u8..3, 0_u8..6, 0_u8..5, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+            any::<[bool; 4]>(),
+        ),
         0..5,
     );
     let foreign = vec((0_u8..2, 0_u8..6), 0..3);
@@ -185,15 +196,28 @@ impl Scene {
     fn add_pv(
         &mut self,
         config: &Config,
-        (class, entry, phase, retain, fenced, terminating, labelled, suspect): PvSeed,
+        ((class, entry, phase, retain, fenced, terminating, labelled, suspect), [former, strange, old, renamed]): PvSeed,
     ) {
         let class = &config.classes[usize::from(class)];
+        let other = entry_name((entry + 1) % 6);
         let entry = entry_name(entry);
         let capacity = Capacity::rounded_down(1 << 26);
-        let identity = identity(&class.host_path(&entry));
+        let disk = if former && strange { "another disk".to_owned() } else { class.host_path(&entry) };
+        let identity = identity(&disk);
         let mut volume = pv::volume(config, class, &storage_class(), &node(), &entry, capacity, &identity);
         if retain {
             volume.reclaim_policy = ReclaimPolicy::Retain;
+        }
+        if former {
+            volume.provisioner = FORMER.to_owned();
+        }
+        if old {
+            volume.labels.extend([("env".to_owned(), "test".to_owned()), ("old".to_owned(), String::new())]);
+            volume.annotations.insert(pv::LABELS.to_owned(), "old".to_owned());
+            volume.mount_options.push("noatime".to_owned());
+        }
+        if renamed {
+            volume.name = pv::pv_name(&other, &node().name, &class.name);
         }
         // Two PVs may name one path: restored from a backup under another name.
         if self.owned.values().any(|owned| owned.path == volume.path) {
@@ -246,6 +270,11 @@ impl Scene {
                     let owned = self.owned.get_mut(&pv).expect("it is ours");
                     owned.labelled = true;
                     owned.identity = adoption.identity.or(owned.identity.take());
+                    owned.former &= adoption.signature.is_none();
+                    if let Some(changes) = adoption.labels {
+                        owned.labels = Arc::new(owned.labels.with(&changes));
+                    }
+                    owned.mount_options = adoption.mount_options.unwrap_or_else(|| owned.mount_options.clone());
                 }
                 Action::LookAgain { pv } => _ = self.suspects.remove(&pv),
                 Action::Grow { to, .. } => self.owned.get_mut(&pv).expect("it is ours").capacity = Some(to),
@@ -325,11 +354,19 @@ proptest! {
                     let found = scene.findings.iter().any(|finding| offers(finding, volume));
                     prop_assert!(found);
                 }
-                Action::Adopt(adoption) => prop_assert_eq!(&adoption.pv.uid, &scene.owned[&pv].uid),
+                Action::Adopt(adoption) => {
+                    let owned = &scene.owned[&pv];
+                    prop_assert_eq!(&adoption.pv.uid, &owned.uid);
+                    prop_assert_eq!(adoption.signature.is_some(), owned.former);
+                    let is_strange = owned.identity.as_deref() == Some(&identity("another disk"));
+                    prop_assert!(!(owned.former && is_strange), "it is of another Node's disk");
+                    prop_assert!(adoption.mount_options.is_none() || owned.is_unclaimed());
+                }
                 Action::Grow { .. } => prop_assert!(false, "nothing has grown"),
                 Action::Withdraw { pv: unclaimed, .. } => {
                     let owned = &scene.owned[&pv];
                     prop_assert!(owned.phase == Phase::Available && owned.claim.is_none() && !owned.terminating);
+                    prop_assert!(!owned.former);
                     prop_assert_eq!(&unclaimed.seen().uid, &owned.uid);
                 }
                 Action::Keep(_) | Action::DropWord(_) | Action::Retire { .. } | Action::FreeIfBlank { .. } => {
@@ -340,6 +377,7 @@ proptest! {
                     let owned = &scene.owned[&pv];
                     let released = owned.phase == Phase::Released && owned.reclaim_policy == ReclaimPolicy::Delete;
                     prop_assert!(owned.fenced || released && !owned.terminating);
+                    prop_assert!(!owned.former);
                     prop_assert!(!scene.suspects.contains(&pv));
                     let named_by = scene.owned.values().filter(|other| other.path == owned.path).count();
                     prop_assert!(named_by == 1 && !scene.foreign.contains_key(&owned.path), "nobody else names the path");
@@ -367,20 +405,29 @@ proptest! {
     }
 
     #[test]
-    fn only_a_pv_that_is_signed_by_us_is_ours(signature in "local-volume-provisioner-n1(-node-uid|-other|)", label in option::of("n[12]"), name_only in any::<bool>()) {
+    fn only_a_pv_that_is_signed_by_this_node_is_ours(
+        rest in "(-node-uid|-another-[0-9a-f]{8}-1b1a-4f4e-9a50-0c9bd1b8f0aa|-other|-5f0c7a0e-1b1a-4f4e-9a50-0c9bd1b8f0aa|)",
+        label in option::of("n[12]"),
+        name_only in any::<bool>(),
+        here in any::<bool>(),
+    ) {
         let class = config().classes[0].clone();
-        let mut volume = pv::volume(&config(), &class, &storage_class(), &node(), "e", Capacity::rounded_down(4096), &identity("e"));
-        volume.provisioner.clone_from(&signature);
+        let on = NodeFacts { hostname: if here { "n1" } else { "n2" }.to_owned(), ..node() };
+        let mut volume = pv::volume(&config(), &class, &storage_class(), &on, "e", Capacity::rounded_down(4096), &identity("e"));
+        volume.provisioner = format!("local-volume-provisioner-n1{rest}");
         if let Some(label) = &label {
             volume.labels.insert("kubernetes.io/hostname".to_owned(), label.clone());
         }
         let mut object = pv::encode(&volume);
         (object.metadata.uid, object.metadata.resource_version) = (Some("u".into()), Some("1".into()));
-        let ours = if name_only {
-            signature == "local-volume-provisioner-n1" || label.as_deref() == Some("n1")
-        } else {
-            signature == "local-volume-provisioner-n1-node-uid"
-        };
-        prop_assert_eq!(matches!(pv::sort(&object, &node(), name_only), Decoded::Owned(_)), ours);
+        let by_name = rest.is_empty();
+        let ours = rest == "-node-uid" || name_only && (by_name || label.as_deref() == Some("n1"));
+        // Those of a node `n1-other` or `n1-another-…` only look like it.
+        let former = !ours && (by_name || rest.starts_with("-5f0c7a0e"));
+        match pv::sort(&object, &node(), name_only) {
+            Decoded::Owned(owned) => prop_assert_eq!((!owned.former, owned.former), (ours, former && here)),
+            Decoded::Foreign(_) => prop_assert!(!ours && former != here),
+            Decoded::Elsewhere => prop_assert!(!ours && !former && !here),
+        }
     }
 }

@@ -213,25 +213,6 @@ async fn a_pv_that_loses_its_label_gets_it_back() {
 }
 
 #[tokio::test]
-async fn nothing_is_published_twice_by_names_that_collide() {
-    let node = TestNode::new(shared(), "taken").await;
-    let class = node.class("fast", "Delete").await;
-    let disks = node.discovery_dir("disks");
-    let name = mooring::pv::pv_name("v", node.name(), &class);
-    // Somebody else's PV with the name that ours would have.
-    node.create_pv(&node.local_pv(&name, &class, std::path::Path::new("/elsewhere"))).await;
-    disk::tmpfs(&disks.join("v"), 1 << 20);
-    disk::tmpfs(&disks.join("w"), 1 << 20);
-    let agent = start(&node, &[(&class, &disks, "")]);
-    node.wait_pv(&disks.join("w"), |_| true, SOON).await;
-    let sentence = wait_verdict(&agent, &class, "v", "Refused").await;
-    assert!(sentence.contains(&name), "{sentence}");
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(node.pvs().await.len(), 2);
-    node.clean_up().await;
-}
-
-#[tokio::test]
 async fn of_a_directory_that_cant_be_read_nothing_is_concluded() {
     let node = TestNode::new(shared(), "unread").await;
     let class = node.class("fast", "Delete").await;

@@ -200,3 +200,23 @@ fn before_the_wipe(target: &Target, claim: Option<Claim>) -> Entry {
     }
     entry
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::Cursor;
+    use crate::testing;
+
+    #[test]
+    fn a_wipe_that_ends_before_its_first_byte_leaves_a_used_volume_or_the_wipe_before() {
+        let claim = Claim { namespace: "tenant".into(), name: "data".into(), uid: "claim-uid".into() };
+        let mut target = testing::target("a", 1);
+        let used = before_the_wipe(&target, Some(claim.clone())).state;
+        assert!(matches!(used, State::Used { claim: Some(of), uid, .. } if of == claim && *uid == *target.uid));
+        let (pv, uid) = (target.pv.as_str().into(), target.uid.as_str().into());
+        let cursor = Some(Cursor { pass: 0, offset: 64 });
+        let wiping = State::Wiping { pv, uid, claim: Some(claim.clone()), method: "zero".into(), cursor };
+        target.record.state = wiping.clone();
+        assert_eq!(before_the_wipe(&target, Some(claim)).state, wiping, "it goes on where it was");
+    }
+}
