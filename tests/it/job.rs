@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 
 use crate::claim::with_identity;
 use crate::common::{SOON, verdict, wait_verdict};
-use crate::harness::disk;
 use crate::harness::volumes::phase;
+use crate::harness::{disk, rbac};
 use crate::wipe_scene::{SECRET, first_not_zero, full_of_secrets, mark_on};
 use kubelet::{IMAGE, JOB_MODE, SIZE, Scene, said};
 
@@ -93,6 +93,11 @@ fn a_job_is_the_go_provisioners_but_for_what_is_added() {
     assert_eq!(shred, expected);
 }
 
+/// The Go provisioner's counter of what became of PVs of devices that Jobs wipe.
+fn counted(what: &str) -> String {
+    format!("local_volume_provisioner_persistentvolume_{what}_total{{mode=\"Block\",type=\"job\"}}")
+}
+
 #[tokio::test]
 async fn a_job_shreds_the_disk_and_the_pv_is_offered_anew() {
     let scene = Scene::new("job-shred", SHRED).await;
@@ -114,6 +119,7 @@ async fn a_job_shreds_the_disk_and_the_pv_is_offered_anew() {
     let receipt = scene.node.wait_event(&pv.name_any(), "VolumeWiped", "method job overwrite", SOON).await;
     assert!(receipt.contains("verification sample"), "{receipt}");
     assert_eq!(agent.metric("mooring_wipes_total{outcome=\"success\"}").await, Some(1.0));
+    agent.wait_metric(&counted("delete"), |count| count == 1.0, SOON).await;
     scene.no_job().await;
     drop(agent);
     scene.clean_up().await;
@@ -152,6 +158,7 @@ async fn a_job_that_fails_is_told_and_another_one_does_it() {
     assert!(told.contains(&format!("{}/cleanup-{}", scene.namespace, pv.name_any())), "{told}");
     assert!(told.contains("container cleaner: it ended with exit code 1: the disk burns"), "{told}");
     agent.wait_metric("mooring_wipes_total{outcome=\"failed\"}", |count| count >= 1.0, SOON).await;
+    agent.wait_metric(&counted("delete_failed"), |count| count >= 1.0, SOON).await;
     let second = scene.job(Some(&first)).await;
     scene.do_it(&second).await;
     scene.offered_anew(&pv).await;
@@ -261,6 +268,28 @@ async fn a_job_that_lies_is_found_out_and_done_again() {
     scene.clean_up().await;
 }
 
+#[tokio::test]
+async fn an_agent_that_may_not_patch_waits_for_the_go_provisioners_job_and_makes_none() {
+    let scene = Scene::without_rights("job-old", "volumeMode: Block").await;
+    let account = format!("go-{}", scene.node.name());
+    rbac::apply_old(&scene.node.client(), &account).await;
+    scene.grant_rights_to(&account).await;
+    let kubeconfig = scene.node.kubeconfig_of(&account).await.display().to_string();
+    let agent = scene.start_with(JOB_MODE, &[("KUBECONFIG", &kubeconfig)]);
+    let (pv, claim) = scene.claimed(&agent).await;
+    let job = job_of_the_go_provisioner(&scene, &pv).await;
+    scene.node.release(&claim).await;
+    let why = wait_verdict(&agent, &scene.class, "disk", "Busy").await;
+    assert!(why.contains("has not ended (it is the Go provisioner's)"), "{why}");
+    assert!(scene.disk.read_all().starts_with(SECRET));
+    scene.succeed(&scene.pod(&job).await).await;
+    scene.offered_anew(&pv).await;
+    assert_eq!(first_not_zero(&scene.disk.backing), None);
+    assert_eq!(scene.jobs().await.len(), 0, "the agent has wiped it itself");
+    drop(agent);
+    scene.clean_up().await;
+}
+
 /// The Go provisioner's Job for the PV, made before this agent came.
 async fn job_of_the_go_provisioner(scene: &Scene, pv: &k8s_openapi::api::core::v1::PersistentVolume) -> Job {
     let mut job = golden()["job"].take();
@@ -301,7 +330,7 @@ async fn a_job_of_the_go_provisioner_that_has_not_ended_keeps_its_volume() {
 #[tokio::test]
 async fn without_the_right_to_make_jobs_or_an_image_nothing_is_touched() {
     let scene = Scene::without_rights("job-rights", SHRED).await;
-    let agent = scene.start_with_image(JOB_MODE, "");
+    let agent = scene.start_with(JOB_MODE, &[("JOB_CONTAINER_IMAGE", "")]);
     let pv = scene.release(&agent).await;
     scene.failed("JOB_CONTAINER_IMAGE", &pv).await;
     drop(agent);

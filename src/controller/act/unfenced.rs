@@ -38,6 +38,8 @@ impl Tools {
         control: &Arc<Control>,
         wiped: &mut bool,
     ) -> Result<Option<PersistentVolume>, Ended> {
+        // Job mode is not for these, but one of the Go provisioner's Jobs may be at work.
+        self.heed_jobs(target).await?;
         self.inspect(target, control).await?;
         let turn = self.turn(place).await?;
         let now = self.look(&target.pv).await?;

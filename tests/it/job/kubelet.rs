@@ -65,23 +65,30 @@ impl Scene {
         Self { node, namespace, class, disks, disk, link, further }
     }
 
-    /// Gives the agent the rights of the deployment's manifest in this namespace, and waits
-    /// until they are in force.
     pub async fn grant_rights(&self) {
+        self.grant_rights_to(rbac::SERVICE_ACCOUNT).await;
+    }
+
+    /// Gives an agent's account the rights of the deployment's manifest in this namespace,
+    /// and waits until they are in force.
+    pub async fn grant_rights_to(&self, account: &str) {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/manifests/jobs.yaml");
         let text = std::fs::read_to_string(path).expect("the manifest is there");
         let objects: Vec<DynamicObject> = serde_saphyr::from_multiple(&text).expect("it is valid YAML");
         for mut object in objects {
             object.metadata.namespace = Some(self.namespace.clone());
+            if let Some(subject) = object.data.pointer_mut("/subjects/0/name") {
+                *subject = json!(account);
+            }
             let text = serde_json::to_string(&object).expect("it is JSON");
             rbac::apply_manifest(&self.node.client(), &text).await;
         }
         for (group, resource, verb) in [("batch", "jobs", "create"), ("", "pods", "list")] {
-            eventually("the rights", async || self.may(group, resource, verb).await.then_some(())).await;
+            eventually("the rights", async || self.may(account, group, resource, verb).await.then_some(())).await;
         }
     }
 
-    async fn may(&self, group: &str, resource: &str, verb: &str) -> bool {
+    async fn may(&self, account: &str, group: &str, resource: &str, verb: &str) -> bool {
         let attributes = ResourceAttributes {
             namespace: Some(self.namespace.clone()),
             group: Some(group.to_owned()),
@@ -90,7 +97,7 @@ impl Scene {
             ..ResourceAttributes::default()
         };
         let spec = SubjectAccessReviewSpec {
-            user: Some(format!("system:serviceaccount:{}:{}", rbac::NAMESPACE, rbac::SERVICE_ACCOUNT)),
+            user: Some(format!("system:serviceaccount:{}:{account}", rbac::NAMESPACE)),
             resource_attributes: Some(attributes),
             ..SubjectAccessReviewSpec::default()
         };
@@ -102,13 +109,15 @@ impl Scene {
 
     /// Starts an agent with these keys besides the class.
     pub fn start(&self, keys: &[(&str, &str)]) -> Agent {
-        self.start_with_image(keys, IMAGE)
+        self.start_with(keys, &[])
     }
 
-    pub fn start_with_image(&self, keys: &[(&str, &str)], image: &str) -> Agent {
+    /// As [`Self::start`], with further environment variables.
+    pub fn start_with(&self, keys: &[(&str, &str)], env: &[(&str, &str)]) -> Agent {
         let map = storage_class_map(&[(&self.class, &self.disks, self.further)]);
         let config: Vec<_> = [("storageClassMap", map.as_str())].into_iter().chain(keys.iter().copied()).collect();
-        let env = [("MY_NAMESPACE", self.namespace.as_str()), ("JOB_CONTAINER_IMAGE", image)];
+        let usual = [("MY_NAMESPACE", self.namespace.as_str()), ("JOB_CONTAINER_IMAGE", IMAGE)];
+        let env: Vec<_> = usual.into_iter().chain(env.iter().copied()).collect();
         Agent::start(
             &self.node,
             AgentOptions { config: &config, args: &["--v=4"], env: &env, ..AgentOptions::default() },
