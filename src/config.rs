@@ -64,7 +64,17 @@ pub struct Config {
     /// Classes that are configured no more, but may have PVs; the latest first.
     pub former: Vec<Former>,
     /// The text of `storageClassMap`.
-    map: Arc<str>,
+    map: Source,
+}
+
+/// How something was written: of two that mean the same, it makes no difference.
+#[derive(Clone, Debug, Default)]
+struct Source(Arc<str>);
+
+impl PartialEq for Source {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// One entry of `storageClassMap`.
@@ -147,7 +157,7 @@ impl Config {
             Some(config) if !problems.iter().any(Problem::is_error) => {
                 let map =
                     files.iter().find(|(key, _)| key.eq_ignore_ascii_case(CLASSES)).map(|(_, text)| text.as_str());
-                let config = Self { map: map.unwrap_or_default().into(), ..config };
+                let config = Self { map: Source(map.unwrap_or_default().into()), ..config };
                 Ok(Parsed { config, warnings: problems })
             }
             _ => Err(ConfigError { problems }),
@@ -240,7 +250,7 @@ fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option
         start_up_taint,
         hold_taint_for_bound_volumes: flag("holdTaintForBoundVolumes"),
         former: Vec::new(),
-        map: "".into(),
+        map: Source::default(),
     })
 }
 

@@ -38,7 +38,7 @@ impl Config {
     /// Remembers the classes of the config `before` that this one does not have, and those
     /// that were former ones by then.
     pub fn succeed(&mut self, before: &Self) {
-        let last = before.classes.iter().map(|class| Former { class: class.clone(), map: Arc::clone(&before.map) });
+        let last = before.classes.iter().map(|class| Former { class: class.clone(), map: Arc::clone(&before.map.0) });
         self.add_former(last.chain(before.former.iter().cloned()));
     }
 
@@ -77,7 +77,7 @@ impl Config {
     #[must_use]
     pub fn remembered(&self) -> Vec<u8> {
         let present = self.classes.iter().map(|class| class.name.clone()).collect();
-        let mut maps = vec![Map { storage_class_map: Arc::clone(&self.map), classes: present }];
+        let mut maps = vec![Map { storage_class_map: Arc::clone(&self.map.0), classes: present }];
         for Former { class, map } in &self.former {
             match maps.iter_mut().find(|known| known.storage_class_map == *map) {
                 Some(known) => known.classes.push(class.name.clone()),
@@ -176,7 +176,7 @@ mod tests {
         for (text, words, former) in [
             ("", "EOF", &[][..]),
             (r#"{"version":2,"maps":[]}"#, "newer", &[]),
-            (whole, "a: the key storageClassMap", &[("b", "/b")]),
+            (whole, "a: storageClassMap:1:4", &[("b", "/b")]),
         ] {
             let mut config = config("c: {hostDir: /c, mountDir: /c}");
             let problems = config.recall(text.as_bytes());

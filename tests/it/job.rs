@@ -274,7 +274,7 @@ async fn an_agent_that_may_not_patch_waits_for_the_go_provisioners_job_and_makes
     let account = format!("go-{}", scene.node.name());
     rbac::apply_old(&scene.node.client(), &account).await;
     scene.grant_rights_to(&account).await;
-    let kubeconfig = scene.node.kubeconfig_of(&account).await.display().to_string();
+    let kubeconfig = scene.node.kubeconfig_of(rbac::NAMESPACE, &account).await.display().to_string();
     let agent = scene.start_with(JOB_MODE, &[("KUBECONFIG", &kubeconfig)]);
     let (pv, claim) = scene.claimed(&agent).await;
     let job = job_of_the_go_provisioner(&scene, &pv).await;

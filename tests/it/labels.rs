@@ -11,8 +11,8 @@ use serde_json::json;
 use crate::common::{SOON, calls, start, start_with, wait_ready, wait_verdict};
 use crate::harness::disk;
 use crate::harness::node::TestNode;
-use crate::harness::shared;
 use crate::harness::volumes::phase;
+use crate::harness::{rbac, shared};
 
 fn label<'p>(pv: &'p PersistentVolume, key: &str) -> Option<&'p str> {
     pv.labels().get(key).map(String::as_str)
@@ -154,13 +154,44 @@ async fn a_label_that_the_api_server_refuses_is_told_and_keeps_no_volume_from_it
     let claim = node.bind(&pv.name_any()).await;
     std::fs::write(path.join("data"), "a tenant's").expect("a file can be written");
     drop(agent);
-    // A Node may have no such label, but a policy of the cluster may refuse any.
-    let agent = start_with(&node, &[(&class, &disks, "")], &[("labelsForPV", "env: '!'")]);
+    refuse_label(&node, &pv).await;
+    let agent = start_with(&node, &[(&class, &disks, "")], &[("labelsForPV", &format!("env: {}", node.name()))]);
     let detail = wait_verdict(&agent, &class, "v", "Refused").await;
-    assert!(detail.contains("env") || detail.contains('!'), "{detail}");
+    assert!(detail.contains("no such env"), "{detail}");
     node.release(&claim).await;
     node.wait_gone(&pv, SOON).await;
     assert!(!path.join("data").exists());
     drop(agent);
     node.clean_up().await;
+}
+
+/// Has the API server refuse the label `env` with the node's name.
+async fn refuse_label(node: &TestNode, pv: &PersistentVolume) {
+    let name = node.name();
+    let policy = format!(
+        r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {{name: {name}}}
+spec:
+  matchConstraints:
+    resourceRules:
+      - {{apiGroups: [""], apiVersions: [v1], operations: [CREATE, UPDATE], resources: [persistentvolumes]}}
+  validations:
+    - expression: "object.metadata.?labels['env'].orValue('') != '{name}'"
+      message: no such env
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {{name: {name}}}
+spec: {{policyName: {name}, validationActions: [Deny]}}
+"#
+    );
+    rbac::apply_manifest(&node.client(), &policy).await;
+    let deadline = std::time::Instant::now() + SOON;
+    let patch = serde_json::json!({ "metadata": { "labels": { "env": name } } });
+    while node.try_patch_pv(&pv.name_any(), patch.clone()).await.is_ok() {
+        assert!(std::time::Instant::now() < deadline, "the policy does not come into force");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
