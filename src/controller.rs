@@ -50,14 +50,15 @@ use taint::Untainting;
 use tell::Teller;
 use turns::Turns;
 
-/// PVs that are being made or changed at the same time.
-const MAX_IN_FLIGHT: usize = 32;
+/// PVs that are being made or changed at the same time. Of these, `cluster` lets 32 call
+/// the API server; meanwhile the others are looked at and recorded in the ledger.
+const MAX_IN_FLIGHT: usize = 96;
 /// Released PVs that are being looked after at the same time.
 const MAX_RECLAIMS: usize = 64;
 /// While PVs are being made, decisions are so many times as far apart as the last one
 /// took, within these bounds: each of a thousand answers is no reason to go through a
 /// thousand entries.
-const DECISION_REST: (u32, Duration, Duration) = (4, Duration::from_millis(10), Duration::from_millis(100));
+const DECISION_REST: (u32, Duration, Duration) = (9, Duration::from_millis(10), Duration::from_millis(100));
 /// The loop comes round at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a stop waits for wipes to end.
@@ -234,7 +235,7 @@ impl Controller {
                 }
                 Some(event) = self.events.recv() => self.take_events(event),
                 Some(done) = self.work.join_next() => self.take_results(done),
-                () = self.books.written() => self.dirty = true,
+                changes = self.books.written() => self.dirty |= changes,
                 () = self.untainting.progress(&self.tools.events) => self.dirty = true,
                 reading = self.readings.recv(), if !self.readings.is_closed() => self.take_reading(
                     reading.unwrap_or_else(|| Err("its reader has ended by a defect; restart the agent".to_owned()))

@@ -8,6 +8,8 @@
 mod compare;
 mod number;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use serde::{Deserialize, Serialize};
 
 use crate::volume::{VolumeMode, fnv1a_64};
@@ -123,9 +125,9 @@ impl Identity {
     #[must_use]
     pub fn is_lasting(&self) -> bool {
         match self {
-            Self::Device(device) => !device.lasting_keys().is_empty(),
+            Self::Device(device) => device.lasting_ids().next().is_some(),
             Self::Mount(mount) => {
-                mount.uuid.is_some() || mount.disk.as_ref().is_some_and(|disk| !disk.lasting_keys().is_empty())
+                mount.uuid.is_some() || mount.disk.as_ref().is_some_and(|disk| disk.lasting_ids().next().is_some())
             }
         }
     }
@@ -152,12 +154,12 @@ impl Identity {
     }
 
     /// Hashes to look an identity up by: two that compare `Same` share at least one.
-    /// Sharing one proves nothing.
+    /// Sharing one proves nothing. Another version may have others: they are not for files.
     #[must_use]
     pub fn keys(&self) -> Vec<u64> {
         match self {
-            Self::Device(device) => device.keys().iter().map(|key| hash(key)).collect(),
-            Self::Mount(mount) => mount.keys().iter().map(|key| hash(key)).collect(),
+            Self::Device(device) => device.keys(),
+            Self::Mount(mount) => mount.keys(),
         }
     }
 
@@ -184,28 +186,27 @@ impl Identity {
 impl DeviceIdentity {
     /// What the kernel keeps while the disk stays attached.
     fn attachment(&self) -> String {
-        let start = self.partition.as_ref().map(|partition| partition.start);
+        let start = self.start();
         format!("{} {:?} {:?} {:?} {start:?}", self.number, self.sequence, self.wwid, self.uuid)
     }
 
-    /// The keys of the disk that outlast a boot, each with the part of the disk.
-    fn lasting_keys(&self) -> Vec<String> {
-        let start = self.partition.as_ref().map(|partition| partition.start);
-        [("wwid", &self.wwid), ("serial", &self.serial), ("uuid", &self.uuid)]
-            .iter()
-            .filter_map(|(kind, key)| key.as_ref().map(|key| format!("{kind} {key} {start:?}")))
-            .collect()
+    /// The ids of the disk that outlast a boot, each with its kind.
+    fn lasting_ids(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let ids = [("wwid", &self.wwid), ("serial", &self.serial), ("uuid", &self.uuid)];
+        ids.into_iter().filter_map(|(kind, id)| Some((kind, id.as_deref()?)))
     }
 
-    fn keys(&self) -> Vec<String> {
-        let mut keys = self.lasting_keys();
-        if let Some(boot) = self.boot {
-            keys.push(format!("{boot} {}", self.number));
-        }
-        if let Some(bus_path) = &self.bus_path {
-            keys.push(format!("bus {bus_path} {:?}", self.partition.as_ref().map(|partition| partition.start)));
-        }
-        keys
+    /// Where its part of the disk begins.
+    fn start(&self) -> Option<u64> {
+        self.partition.as_ref().map(|partition| partition.start)
+    }
+
+    fn keys(&self) -> Vec<u64> {
+        let start = self.start();
+        let lasting = self.lasting_ids().map(|id| hash_in_memory(("disk", id, start)));
+        let in_boot = self.boot.map(|boot| hash_in_memory(("number", boot, self.number)));
+        let place = self.bus_path.as_ref().map(|path| hash_in_memory(("bus", path, start)));
+        lasting.chain(in_boot).chain(place).collect()
     }
 }
 
@@ -229,16 +230,14 @@ impl MountIdentity {
         }
     }
 
-    fn keys(&self) -> Vec<String> {
-        let place = format!("{:?} {}", self.root, self.inode);
-        let mut keys: Vec<String> = self.uuid.iter().map(|uuid| format!("filesystem {uuid} {place}")).collect();
-        if let Some(disk) = &self.disk {
-            keys.extend(disk.lasting_keys().iter().map(|key| format!("on {key} {place}")));
-        }
-        if let Some(boot) = self.boot {
-            keys.push(format!("{boot} {} {place}", self.device));
-        }
-        keys
+    fn keys(&self) -> Vec<u64> {
+        let place = (&self.root, self.inode);
+        let by_uuid = self.uuid.as_ref().map(|uuid| hash_in_memory(("filesystem", uuid, place)));
+        let disk = self.disk.as_deref().into_iter();
+        let by_disk =
+            disk.flat_map(|disk| disk.lasting_ids().map(|id| hash_in_memory(("on", id, disk.start(), place))));
+        let in_boot = self.boot.map(|boot| hash_in_memory(("mounted", boot, self.device, place)));
+        by_uuid.into_iter().chain(by_disk).chain(in_boot).collect()
     }
 }
 
@@ -251,6 +250,13 @@ pub fn is_within(path: &[u8], directory: &[u8]) -> bool {
 
 fn hash(text: &str) -> u64 {
     fnv1a_64(text.bytes())
+}
+
+/// Each decision asks for the keys of every volume several times.
+fn hash_in_memory(key: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Longer texts are cut, and end in a hash of the whole.

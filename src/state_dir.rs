@@ -155,7 +155,14 @@ impl StateDir {
     /// together. When it fails, the file is as it was; only when the directory itself can't
     /// be synced, the next boot may find either. Any later save begins anew.
     pub fn save(&self, entry: &Entry) -> Answer<()> {
-        self.ask(|done| Request::Save { id: entry.id, text: file::write(entry), done })
+        self.ask(|done| Request::Save { id: entry.id, text: file::write(entry), at_once: true, done })
+    }
+
+    /// As [`StateDir::save`], for what may be durable a little later: it is written when
+    /// nothing was asked for during a tenth of a second, within a second in any case, and
+    /// not at all if another save of the entry comes before that.
+    pub fn save_soon(&self, entry: &Entry) -> Answer<()> {
+        self.ask(|done| Request::Save { id: entry.id, text: file::write(entry), at_once: false, done })
     }
 
     /// Writes all entries anew: the way back after [`StateDirError::Replaced`]. Makes,

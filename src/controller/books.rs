@@ -81,14 +81,15 @@ impl Books {
         self.new_trouble.take()
     }
 
-    /// Completes when there is something to take over.
-    pub async fn written(&mut self) {
+    /// Completes when something was taken over, and says whether that can change a decision.
+    pub async fn written(&mut self) -> bool {
         tokio::select! {
             Some(entry) = self.heard.recv() => self.ledger.insert(entry),
-            Some(saved) = self.saves.join_next() => self.take_saved(saved),
+            Some(saved) = self.saves.join_next() => return self.take_saved(saved),
             Some(found) = self.looks.join_next() => self.take_found(found),
             else => std::future::pending().await,
         }
+        true
     }
 
     /// Takes over what those who work on single volumes have written. Returns the entries
@@ -114,7 +115,7 @@ impl Books {
             self.ledger.insert(entry.clone());
             if scribe.is_durable() {
                 let scribe = scribe.clone();
-                self.saves.spawn(async move { scribe.save(entry).await });
+                self.saves.spawn(async move { scribe.save_soon(entry).await });
             }
         }
     }
@@ -183,7 +184,8 @@ impl Books {
         }
     }
 
-    fn take_saved(&mut self, saved: Result<Result<(), StateDirError>, tokio::task::JoinError>) {
+    fn take_saved(&mut self, saved: Result<Result<(), StateDirError>, tokio::task::JoinError>) -> bool {
+        let before = self.trouble.is_some();
         match saved {
             Ok(Ok(())) if self.retry_at.is_none() => {
                 if self.trouble.take().is_some() {
@@ -194,6 +196,7 @@ impl Books {
             Ok(Err(error)) => self.complain(&error.to_string()),
             Err(error) => panic!("a task that saves the ledger ended without a result: {error}"),
         }
+        before || self.trouble.is_some()
     }
 }
 

@@ -35,10 +35,11 @@ impl Scribe {
         Ok(())
     }
 
-    /// Makes the entry durable that the controller has decided on itself.
-    pub async fn save(&self, entry: Entry) -> Result<(), StateDirError> {
+    /// Makes the entry durable that the controller has noted of what others did: of many
+    /// at once, with one another.
+    pub async fn save_soon(&self, entry: Entry) -> Result<(), StateDirError> {
         match &self.directory {
-            Some(directory) => directory.save(&entry).await,
+            Some(directory) => directory.save_soon(&entry).await,
             None => Ok(()),
         }
     }

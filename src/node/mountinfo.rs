@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use procfs::process::MountInfo;
 
@@ -38,25 +40,23 @@ impl MountTable {
     }
 
     /// As [`MountTable::read`]. Threads that ask at the same time share a table that was
-    /// begun to be read after all of them had asked: with a thousand mounts it takes the
-    /// kernel milliseconds, and holds up mount(2).
+    /// begun to be read after all of them had asked, and after a read comes a rest: with a
+    /// thousand mounts it takes the kernel milliseconds, and holds up mount(2).
     ///
     /// # Errors
     /// As [`MountTable::read`].
     pub fn read_shared() -> io::Result<Arc<Self>> {
-        static LAST: Mutex<Option<(Instant, Weak<MountTable>)>> = Mutex::new(None);
+        static SHARED: Mutex<Shared> = Mutex::new(Shared { begun: None, rest_until: None, table: None });
+        static WAITING: AtomicUsize = AtomicUsize::new(0);
         let asked = Instant::now();
-        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((begun, table)) = &*last
-            && *begun >= asked
-            && let Some(table) = table.upgrade()
-        {
-            return Ok(table);
+        WAITING.fetch_add(1, Ordering::Relaxed);
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = shared.read_since(asked);
+        // Kept for those who wait only.
+        if WAITING.fetch_sub(1, Ordering::Relaxed) == 1 {
+            shared.table = None;
         }
-        let begun = Instant::now();
-        let table = Arc::new(Self::read()?);
-        *last = Some((begun, Arc::downgrade(&table)));
-        Ok(table)
+        table
     }
 
     /// Parses the text of a mountinfo file. Mount points may hold any bytes, while
@@ -91,6 +91,36 @@ impl MountTable {
     /// All mounts with their ids, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Mount)> {
         self.0.iter().map(|(id, mount)| (*id, mount))
+    }
+}
+
+/// The rest after a read, as a multiple of the time that it took, and its limit.
+const REST: (u32, Duration) = (10, Duration::from_millis(20));
+
+/// The last table that was read for several.
+struct Shared {
+    begun: Option<Instant>,
+    rest_until: Option<Instant>,
+    table: Option<Arc<MountTable>>,
+}
+
+impl Shared {
+    /// A table that was begun to be read after that time.
+    fn read_since(&mut self, asked: Instant) -> io::Result<Arc<MountTable>> {
+        if let Some(table) = self.table.as_ref().filter(|_| self.begun.is_some_and(|begun| begun >= asked)) {
+            return Ok(Arc::clone(table));
+        }
+        // Meanwhile others may ask.
+        if let Some(rest) = self.rest_until.and_then(|until| until.checked_duration_since(Instant::now())) {
+            thread::sleep(rest);
+        }
+        let begun = Instant::now();
+        let table = Arc::new(MountTable::read()?);
+        let ended = Instant::now();
+        self.begun = Some(begun);
+        self.rest_until = Some(ended + ((ended - begun) * REST.0).min(REST.1));
+        self.table = Some(Arc::clone(&table));
+        Ok(table)
     }
 }
 
@@ -143,6 +173,17 @@ mod tests {
         assert_eq!((odd.mount_point.as_slice(), odd.root.as_slice()), (&b"/mnt/\xff\xfe"[..], &b"/sub"[..]));
         assert_eq!(table.get(29).expect("is there").source.as_deref(), Some("/dev/root"));
         assert!(table.get(1).is_none());
+    }
+
+    #[test]
+    fn a_shared_table_is_never_older_than_the_question() {
+        let mut shared = Shared { begun: None, rest_until: None, table: None };
+        let before = Instant::now();
+        let first = shared.read_since(before).expect("mountinfo is readable");
+        let again = shared.read_since(before).expect("mountinfo is readable");
+        assert!(Arc::ptr_eq(&first, &again), "both had asked before it was read");
+        let later = shared.read_since(Instant::now()).expect("mountinfo is readable");
+        assert!(!Arc::ptr_eq(&first, &later), "it was asked for after the first was read");
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub fn save(home: &Home, text: &[u8]) -> Result<(), StateDirError> {
     if !home.is_in_place() {
         return Err(StateDirError::Replaced(home.path.clone()));
     }
-    home.write_new(TEMPORARY, text).map_err(failed("writing", home))?;
+    let new = home.write_new(TEMPORARY.to_owned(), text).map_err(failed("writing", home))?;
+    new.arrive().map_err(failed("writing", home))?;
     rustix::fs::renameat(&home.dir, TEMPORARY, &home.dir, CLASSES).map_err(|errno| {
         // What stays is written over the next time.
         let _ = rustix::fs::unlinkat(&home.dir, TEMPORARY, AtFlags::empty());

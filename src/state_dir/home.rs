@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, process};
 
-use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{Advice, AtFlags, Dir, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use tracing::warn;
 
@@ -219,28 +219,52 @@ impl Home {
         rustix::fs::openat(&self.dir, name, flags, Mode::empty())
     }
 
-    /// Writes a new file, brings its content to the disk, and returns its version. What was there under the
-    /// name is removed, and a link not followed. After a failure nothing is left.
-    pub fn write_new(&self, name: &str, text: &[u8]) -> Result<Version, Errno> {
+    /// Writes a new file and lets its content set out for the disk: [`NewFile::arrive`]
+    /// waits for it. What was there under the name is removed, and a link not followed.
+    /// After a failure nothing is left.
+    pub fn write_new(&self, name: String, text: &[u8]) -> Result<NewFile<'_>, Errno> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let open = || rustix::fs::openat(&self.dir, name, flags, FILE_MODE);
-        let mut file = fs::File::from(match open() {
+        let open = || rustix::fs::openat(&self.dir, &name, flags, FILE_MODE);
+        let file = fs::File::from(match open() {
             Err(Errno::EXIST) => {
-                rustix::fs::unlinkat(&self.dir, name, AtFlags::empty())?;
+                rustix::fs::unlinkat(&self.dir, &name, AtFlags::empty())?;
                 open()?
             }
             opened => opened?,
         });
-        let written = file
-            .write_all(text)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-            .and_then(|()| rustix::fs::fdatasync(&file))
-            .and_then(|()| Ok(version(&rustix::fs::fstat(&file)?)));
-        if written.is_err() {
+        let mut new = NewFile { dir: &self.dir, name, file, has_arrived: false };
+        new.file.write_all(text).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        // Linux begins to write what is not to stay in memory. Should it not, it does later.
+        let _ = rustix::fs::fadvise(&new.file, 0, None, Advice::DontNeed);
+        Ok(new)
+    }
+}
+
+/// A file that is on its way to the disk; removed when dropped before it is there.
+#[derive(Debug)]
+pub struct NewFile<'a> {
+    dir: &'a OwnedFd,
+    name: String,
+    file: fs::File,
+    has_arrived: bool,
+}
+
+impl NewFile<'_> {
+    /// Returns once its content is on the disk, with its version.
+    pub fn arrive(mut self) -> Result<Version, Errno> {
+        rustix::fs::fdatasync(&self.file)?;
+        let version = version(&rustix::fs::fstat(&self.file)?);
+        self.has_arrived = true;
+        Ok(version)
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        if !self.has_arrived {
             // What can't be removed now is a leftover for the next start.
-            let _ = rustix::fs::unlinkat(&self.dir, name, AtFlags::empty());
+            let _ = rustix::fs::unlinkat(self.dir, &self.name, AtFlags::empty());
         }
-        written
     }
 }
 

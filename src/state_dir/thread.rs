@@ -1,6 +1,7 @@
 //! The one thread that works on the files: takes what waits, makes a batch of it.
 
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -16,7 +17,7 @@ pub type Done<T> = oneshot::Sender<Result<T, StateDirError>>;
 
 /// What the thread can be asked for.
 pub enum Request {
-    Save { id: EntryId, text: Vec<u8>, done: Done<()> },
+    Save { id: EntryId, text: Vec<u8>, at_once: bool, done: Done<()> },
     RewriteAll { entries: Vec<(EntryId, Vec<u8>)>, done: Done<()> },
     Changed { done: Done<Vec<Entry>> },
     Read { done: Done<Ledger> },
@@ -26,19 +27,43 @@ pub enum Request {
     Close { done: Done<()> },
 }
 
-/// Serves requests in their order until the last sender is gone or one says close.
+/// What need not be durable at once is written when nothing else was asked for so long,
+/// and after the longer time in any case.
+const LATER: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// Serves requests in their order until the last sender is gone or one says close. What
+/// need not be durable at once is overtaken by what must be, but not of the same entry.
 pub fn serve(mut home: Home, mut seen: Seen, requests: &Receiver<Request>) {
-    while let Ok(first) = requests.recv() {
+    let (mut later, mut latest) = (Batch::default(), None::<Instant>);
+    loop {
+        let first = match latest.map(|latest| latest.min(Instant::now() + LATER.0)) {
+            Some(due) => requests.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => requests.recv().map_err(RecvTimeoutError::from),
+        };
+        if matches!(first, Err(RecvTimeoutError::Disconnected)) {
+            break;
+        }
+        let is_quiet = first.is_err();
         let mut batch = Batch::default();
-        for request in std::iter::once(first).chain(requests.try_iter()) {
-            if let Request::Save { id, text, done } = request {
-                batch.add(id, text, Some(done));
-                continue;
-            }
+        for request in first.into_iter().chain(requests.try_iter()) {
+            let request = match request {
+                Request::Save { id, text, at_once: true, done } => {
+                    // What was to be written later is out of date.
+                    batch.add(id, text, later.withdraw(id).into_iter().chain([done]));
+                    continue;
+                }
+                Request::Save { id, text, at_once: false, done } => {
+                    later.add(id, text, [done]);
+                    latest.get_or_insert_with(|| Instant::now() + LATER.1);
+                    continue;
+                }
+                request => request,
+            };
+            batch.absorb(std::mem::take(&mut later));
             // Those who asked for the batch are each told.
             let _ = std::mem::take(&mut batch).commit(&home, &mut seen);
             match request {
-                Request::Save { .. } => unreachable!("it is in the batch"),
+                Request::Save { .. } => unreachable!("it is in a batch"),
                 // An answer that nobody waits for any more takes its lock along.
                 Request::LockEntry { id, done } => drop(done.send(home.lock_entry(id))),
                 Request::Changed { done } => drop(done.send(load::changed(&home, &mut seen))),
@@ -55,8 +80,13 @@ pub fn serve(mut home: Home, mut seen: Seen, requests: &Receiver<Request>) {
                 }
             }
         }
+        if is_quiet || latest.is_some_and(|latest| latest <= Instant::now()) {
+            latest = None;
+            batch.absorb(std::mem::take(&mut later));
+        }
         let _ = batch.commit(&home, &mut seen);
     }
+    let _ = later.commit(&home, &mut seen);
 }
 
 fn rewrite_all(home: &mut Home, seen: &mut Seen, entries: Vec<(EntryId, Vec<u8>)>) -> Result<(), StateDirError> {
@@ -70,7 +100,7 @@ fn rewrite_all(home: &mut Home, seen: &mut Seen, entries: Vec<(EntryId, Vec<u8>)
     }
     let mut batch = Batch::default();
     for (id, text) in entries {
-        batch.add(id, text, None);
+        batch.add(id, text, []);
     }
     batch.commit(home, seen)
 }

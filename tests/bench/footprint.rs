@@ -25,15 +25,17 @@ const IDLE_AGE: Duration = Duration::from_secs(45);
 const LIMIT_KIB: f64 = 12_288.0;
 const LIMIT_CPU_MS: f64 = 20.0;
 
-/// Measures on that control plane, which records requests. Nothing is claimed here:
-/// what claims are kept for is stopped.
-pub async fn measure(plane: &ControlPlane, table: &mut Table) {
+/// Measures on that control plane, which records requests, what an agent costs by itself
+/// and with volumes of its own. Nothing is claimed here: what claims are kept for is stopped.
+pub async fn of_own_volumes(plane: &ControlPlane, table: &mut Table) {
     plane.stop("kube-scheduler");
     plane.stop("kube-controller-manager");
     let own = Site::new(plane, "own").await;
     let mut witness = Witness::start(plane.kubeconfig());
-    let begun = Instant::now();
     let before = own.agent().await;
+    sleep(SETTLE).await;
+    memory(table, &before, "no PVs");
+    let begun = Instant::now();
     let points = disk::mount_many(&own.dir, OWN);
     let made = witness.wait_many("the volumes of the mounts", OWN, |sighting| sighting.pv.spec.is_some()).await;
     progress(&format!("{} volumes after {:?}", points.len(), made - begun));
@@ -47,10 +49,11 @@ pub async fn measure(plane: &ControlPlane, table: &mut Table) {
     memory(table, &after, &format!("{OWN} own PVs, made before its start"));
     tokio::time::sleep_until(started + IDLE_AGE).await;
     idle(plane, table, &after).await;
-    drop(after);
-    drop(own);
-    // Its volumes are still there and are others' for the following ones.
+}
 
+/// What volumes of other nodes cost an agent.
+pub async fn of_others_volumes(plane: &ControlPlane, table: &mut Table) {
+    let mut witness = Witness::start(plane.kubeconfig());
     let few = Site::new(plane, "few").await;
     disk::mount_many(&few.dir, FEW);
     let before = few.agent().await;

@@ -48,9 +48,12 @@ fn main() {
                 burst::measure(&plane, &mut table).await;
             }
         }
-        if is_wanted("footprint") {
+        if is_wanted("footprint") || is_wanted("own") {
             let plane = ControlPlane::start(Options { audit: true });
-            footprint::measure(&plane, &mut table).await;
+            footprint::of_own_volumes(&plane, &mut table).await;
+            if is_wanted("footprint") {
+                footprint::of_others_volumes(&plane, &mut table).await;
+            }
         }
         if is_wanted("tree") {
             tree::measure(&mut table);

@@ -104,6 +104,41 @@ fn the_last_of_several_changes_at_once_counts() {
 }
 
 #[test]
+fn what_may_be_saved_later_is_saved_and_never_over_what_came_after_it() {
+    let place = tempfile::tempdir().expect("a directory can be made");
+    let (state, _) = open(place.path());
+    // By itself.
+    state.save_soon(&entry(1, State::Clean)).wait().expect("it is saved");
+    assert_eq!(on_disk(place.path(), 1), State::Clean);
+    // In the place of one that was to be saved later, and that is answered for.
+    let overtaken = state.save_soon(&entry(2, State::AsFound));
+    let after = state.save(&entry(2, wiping(1)));
+    after.wait().expect("it is saved");
+    overtaken.wait().expect("it is saved, by what came after");
+    assert_eq!(on_disk(place.path(), 2), wiping(1));
+    // After one that was saved at once.
+    let before = state.save(&entry(3, State::AsFound));
+    let after = state.save_soon(&entry(3, wiping(2)));
+    before.wait().expect("it is saved");
+    after.wait().expect("it is saved");
+    assert_eq!(on_disk(place.path(), 3), wiping(2));
+    // When it is closed, and when the last user is gone.
+    let closing = state.save_soon(&entry(4, State::Clean));
+    state.close().wait().expect("it is closed");
+    closing.wait().expect("it is saved before");
+    let (state, _) = open(place.path());
+    let last = state.save_soon(&entry(5, State::Clean));
+    drop(state);
+    last.wait().expect("it is saved after all");
+    assert_eq!((on_disk(place.path(), 4), on_disk(place.path(), 5)), (State::Clean, State::Clean));
+}
+
+fn on_disk(path: &Path, id: u128) -> State {
+    let (_, ledger) = StateDir::open_beside_agent(path).expect("it can be opened");
+    ledger.get(EntryId(id)).expect("it is there").state.clone()
+}
+
+#[test]
 fn closing_waits_for_what_was_asked_for_before() {
     let scratch = Scratch::new("ledger");
     let path = scratch.path().join("state");
