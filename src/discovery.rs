@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{Class, Config, Former};
-use crate::identity::{DeviceNumber, Identity};
+use crate::identity::{DeviceNumber, Identity, is_within};
 use crate::verdict::{Reason, Verdict};
 use crate::volume::{Capacity, VolumeMode};
 
@@ -130,7 +130,7 @@ pub struct Candidate {
 pub fn discover(config: &Config, snapshot: &Snapshot) -> Vec<Finding> {
     let mut findings = Vec::new();
     for class in &config.classes {
-        findings.extend(look_in(class, snapshot));
+        findings.extend(look_in(config, class, snapshot));
     }
     if config.former.is_empty() {
         return findings;
@@ -139,7 +139,7 @@ pub fn discover(config: &Config, snapshot: &Snapshot) -> Vec<Finding> {
     let mut found: HashSet<_> = findings.iter().map(key).collect();
     for Former { class, .. } in &config.former {
         let place: Arc<str> = class.mount_dir.as_str().into();
-        for finding in look_in(class, snapshot) {
+        for finding in look_in(config, class, snapshot) {
             if found.insert(key(&finding)) {
                 findings.push(Finding { selected: false, former: Some(Arc::clone(&place)), ..finding });
             }
@@ -149,26 +149,43 @@ pub fn discover(config: &Config, snapshot: &Snapshot) -> Vec<Finding> {
 }
 
 /// Judges the entries of a class's directory; there are none if it could not be read.
-fn look_in<'a>(class: &'a Class, snapshot: &'a Snapshot) -> impl Iterator<Item = Finding> + 'a {
+fn look_in<'a>(config: &'a Config, class: &'a Class, snapshot: &'a Snapshot) -> impl Iterator<Item = Finding> + 'a {
     let entries = match snapshot.directories.get(&class.mount_dir) {
         Some(Listing::Entries(entries)) => entries.as_slice(),
         _ => &[],
     };
     entries.iter().map(|entry| {
         let name = entry.name.to_string_lossy();
+        let host_path = class.host_path(&name);
+        let outcome = if entry.name.to_str().is_some() {
+            judge(class, &name, &entry.observed)
+        } else {
+            unsupported("its name is not valid UTF-8, which a PersistentVolume's path must be")
+        };
         Finding {
             class: class.name.clone(),
-            host_path: class.host_path(&name),
             selected: class.pattern.matches(&name),
-            outcome: if entry.name.to_str().is_some() {
-                judge(class, &name, &entry.observed)
-            } else {
-                unsupported("its name is not valid UTF-8, which a PersistentVolume's path must be")
-            },
+            outcome: outcome.and_then(|candidate| match class_within(config, &host_path) {
+                Some(inner) => Err(refused(inner)),
+                None => Ok(candidate),
+            }),
+            host_path,
             former: None,
             entry: name.into_owned(),
         }
     })
+}
+
+/// The class whose discovery directory is the path or lies below it: to wipe what is there
+/// would be to wipe that class's volumes.
+fn class_within<'a>(config: &'a Config, host_path: &str) -> Option<&'a Class> {
+    let mut classes = config.present_and_former();
+    classes.find(|class| is_within(class.host_dir.as_bytes(), host_path.as_bytes()))
+}
+
+fn refused(inner: &Class) -> Verdict {
+    let Class { name, host_dir, .. } = inner;
+    Verdict::new(Reason::Refused, format!("{host_dir}, the directory of class {name}, is in it: move one of the two"))
 }
 
 /// The directories, as this process sees them, that could not be looked at, with the
@@ -328,6 +345,18 @@ mod tests {
         let root = (!root.is_empty()).then(|| root.into());
         let uuid = Some("u".into()); // as of copies of one image
         on(Identity::Mount(MountIdentity { device: number(own), root, uuid, ..MountIdentity::default() }), below)
+    }
+
+    #[test]
+    fn what_holds_the_directory_of_a_class_is_no_volume() {
+        let map =
+            "{c: {hostDir: /h, mountDir: /m}, d: {hostDir: /h/a/b, mountDir: /n}, e: {hostDir: /h/f, mountDir: /o}}";
+        let config = Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map.to_owned())]));
+        let entries = ["a", "ab", "f"].map(|name| Entry { name: name.into(), observed: mounted(4096) });
+        let directories = BTreeMap::from([("/m".to_owned(), Listing::Entries(entries.into()))]);
+        let findings = discover(&config.expect("it is valid"), &Snapshot { directories, began: None });
+        let reasons = findings.into_iter().map(|finding| finding.outcome.err().map(|verdict| verdict.reason));
+        assert_eq!(reasons.collect::<Vec<_>>(), [Some(Reason::Refused), None, Some(Reason::Refused)]);
     }
 
     #[test]
