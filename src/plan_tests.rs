@@ -326,16 +326,21 @@ fn a_busy_volume_stays_busy_while_it_is_looked_at_again() {
 #[test]
 fn a_released_pv_whose_claim_ref_was_changed_is_not_wiped_without_a_word() {
     let uid = testing::owned_pv("a", "c").uid;
-    let used_by = |uid_of_claim: &str| State::Used {
+    let used_by = |uid_of_claim: &str, since| State::Used {
         pv: "pv".into(),
         uid: uid.as_str().into(),
         claim: Some(Claim { uid: uid_of_claim.into(), ..claim() }),
-        since: None,
+        since,
     };
-    for (last, word, wiped) in
-        [("claim-uid", None, true), ("another", None, false), ("another", Some(Word::Wipe), true)]
-    {
-        let mut scene = scene().with_state(used_by(last)).with_pv(|owned| {
+    for (last, since, word, wiped) in [
+        ("claim-uid", None, None, true),
+        ("another", None, None, false),
+        ("another", Some(10_000), None, false),
+        ("another", Some(10_000), Some(Word::Wipe), true),
+        // Bound and released again, unseen.
+        ("another", Some(9_999), None, true),
+    ] {
+        let mut scene = scene().with_state(used_by(last, since)).with_pv(|owned| {
             released(owned);
             owned.word = word;
         });

@@ -74,7 +74,7 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
         }
         // Retired at an admin's word, and on its way out.
         Phase::Released | Phase::Failed if is_being_retired(known, owned) => None,
-        Phase::Released | Phase::Failed if knows_its_last_claim(known, owned) => None,
+        Phase::Released | Phase::Failed if is_given_away(known, owned) => None,
         Phase::Bound | Phase::Released | Phase::Failed => used(claim()),
         Phase::Pending => None,
         Phase::Available if owned.terminating => None,
@@ -97,10 +97,14 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
     }
 }
 
-/// Whether the ledger has the claim that was last bound to the PV. Another one that a PV
-/// names without being Bound may never have had it, or be about to.
-fn knows_its_last_claim(known: Option<&Entry>, owned: &OwnedPv) -> bool {
-    matches!(known.map(|entry| &entry.state), Some(State::Used { uid, claim: Some(_), .. }) if **uid == *owned.uid)
+/// Whether `claimRef` names another claim than the last one that had the PV, which shows as
+/// Released from that one still: it may never have been Bound to the other, or be about to.
+fn is_given_away(known: Option<&Entry>, owned: &OwnedPv) -> bool {
+    let Some(State::Used { uid, claim: Some(last), since, .. }) = known.map(|entry| &entry.state) else { return false };
+    let is_another = owned.claim.as_ref().is_none_or(|claim| claim.uid != last.uid);
+    // Since then it has been in another phase, which tells that a claim had it.
+    let is_later = owned.since.zip(*since).is_some_and(|(now, before)| now > before);
+    **uid == *owned.uid && is_another && !is_later
 }
 
 /// Why an Available PV must not be: it is as it was before a claim had its volume, so the

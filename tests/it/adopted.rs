@@ -219,7 +219,7 @@ async fn the_go_provisioners_pvs_are_taken_over_by_one_patch_each_and_wiped_when
     taken_over(&plane, "by-uid", false, Signed::NameAndUid, Signed::NameAndUid).await;
     taken_over(&plane, "by-name", true, Signed::Name, Signed::FormerUid).await;
 
-    // What another node's, or a former Node of this name, has signed is not ours.
+    // What a former Node of this name has signed is not ours before it is known which volume it was.
     let node = TestNode::new(&plane, "foreign").await;
     let fs = (node.class("fs", "Delete").await, node.discovery_dir("fs"));
     disk::tmpfs(&fs.1.join("v"), SIZE);
@@ -229,7 +229,7 @@ async fn the_go_provisioners_pvs_are_taken_over_by_one_patch_each_and_wiped_when
     node.release(&claim).await;
     let theirs = node.wait_pv(&fs.1.join("v"), |pv| phase(pv) == "Released", SOON).await;
     let agent = start_with(&node, &[(&fs.0, &fs.1, "")], &[("minResyncPeriod", "1s")]);
-    wait_verdict(&agent, &fs.0, "v", "PathInUse").await;
+    wait_verdict(&agent, &fs.0, "v", "IdentityChanged").await;
     resync(&agent).await;
     let now = node.wait_pv(&fs.1.join("v"), |_| true, SOON).await;
     assert_eq!(now.resource_version(), theirs.resource_version(), "it is not touched");

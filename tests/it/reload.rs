@@ -379,7 +379,7 @@ async fn a_bad_config_changes_nothing_is_told_and_makes_way_for_a_good_one() {
     let broken = format!("{good}  namePattern: [\n");
     let wrong = storage_class_map(&[(&class, &disks, "volumeMode: Blocks")]);
     let bad: [(&Keys, &[&str]); 4] = [
-        (&[("storageClassMap", &broken)], &["storageClassMap", "line "]),
+        (&[("storageClassMap", &broken)], &["storageClassMap:4:16", "unclosed bracket"]),
         (&[("labelsForPV", "a: b")], &["storageClassMap is missing"]),
         (&[("storageClassMap", &wrong)], &[&class, "volumeMode", "Filesystem or Block"]),
         (&[("storageClassMap", &good), ("minResyncPeriod", "soon")], &["minResyncPeriod"]),
