@@ -13,7 +13,7 @@ use mooring::config::Config;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::common::{SOON, start_with, wait_ready, wait_verdict};
+use crate::common::{SOON, start_with, wait_ready};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
