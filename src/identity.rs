@@ -120,6 +120,17 @@ impl Identity {
         }
     }
 
+    /// Whether it is certainly the same as `now` even if `now` may be on another machine.
+    #[must_use]
+    pub fn is_surely(&self, now: &Self) -> bool {
+        let same_machine = match (self, now) {
+            (Self::Device(then), Self::Device(now)) => then.is_of_same_machine(now),
+            (Self::Mount(then), Self::Mount(now)) => then.is_of_same_machine(now),
+            _ => false,
+        };
+        same_machine && self.compare(now) == Comparison::Same
+    }
+
     /// Whether it has a key that outlasts a boot and moves with the volume: a volume that
     /// lacks it is not seen again once it is detached.
     #[must_use]

@@ -303,7 +303,8 @@ pub fn plan(world: &World<'_>) -> Plan {
         }
         let rival = occupied.rival_of(index).map(|rival| &world.findings[rival]);
         if let Some(owned) = owned.filter(|owned| owned.class == finding.class) {
-            let present = finding.outcome.as_ref().ok().map(|candidate| &candidate.sighting.identity);
+            let present = finding.outcome.as_ref().ok().filter(|_| finding.former.is_none());
+            let present = present.map(|candidate| &candidate.sighting.identity);
             record::note(world, owned, present, &mut plan);
         }
         let verdict = match owned {

@@ -259,6 +259,58 @@ fn an_available_pv_from_before_its_claim_is_withdrawn() {
 }
 
 #[test]
+fn what_the_api_server_shows_of_before_the_last_claim_is_not_believed() {
+    let uid: Box<str> = "another".into();
+    let used = State::Used { pv: "a".into(), uid: uid.clone(), claim: Some(claim()), since: Some(10_001) };
+    let wiping = State::Wiping { pv: "a".into(), uid, claim: Some(claim()), method: "zero".into(), cursor: None };
+    let kept = State::Quarantined { reason: "why".into(), pv: "a".into(), claim: None };
+    let retired = State::Retired { reason: "why".into() };
+    for state in [used.clone(), wiping, kept, retired] {
+        for (clock, outdated) in [(20_000, true), (0, matches!(state, State::Used { .. }))] {
+            let mut scene = scene().with_state(state.clone()).with_pv(|_| {});
+            let entry = Entry {
+                as_of: Timestamp::from_second(clock).expect("a time"),
+                ..scene.ledger.entries().next().expect("one").clone()
+            };
+            scene.ledger.insert(entry);
+            let plan = scene.plan();
+            let withdrawn = matches!(plan.actions[..], [Action::Withdraw { entry: None, .. }]);
+            assert_eq!(withdrawn, outdated, "{state:?} at {clock}: {:?}", plan.actions);
+            assert_eq!(plan.records.is_empty(), outdated, "{state:?} at {clock}");
+        }
+    }
+    // Nor is it wiped for the claim that it had before.
+    let scene = scene().with_state(used).with_pv(|owned| {
+        released(owned);
+        owned.claim.as_mut().expect("it has one").uid = "before".into();
+    });
+    let plan = scene.plan();
+    assert_eq!((plan.actions, plan.records), (vec![], vec![]));
+    assert_eq!(plan.entries[0].verdict.reason, Reason::Refused);
+}
+
+#[test]
+fn a_half_wiped_pv_is_withdrawn_also_while_its_volume_does_not_answer() {
+    let pv = testing::owned_pv("a", "c");
+    let (name, uid) = (pv.name.as_str().into(), pv.uid.as_str().into());
+    let wiping = State::Wiping { pv: name, uid, claim: Some(claim()), method: "zero".into(), cursor: None };
+    let mut scene = scene().with_state(wiping).with_pv(|_| {});
+    scene.findings = vec![finding("a", Err(Reason::Unresponsive))];
+    assert!(matches!(scene.plan().actions[..], [Action::Withdraw { entry: None, .. }]));
+}
+
+#[test]
+fn what_is_at_a_former_place_of_a_pv_without_identity_is_not_taken_for_its_volume() {
+    let scene = without_its_class(scene().with_pv(|owned| {
+        released(owned);
+        owned.identity = None;
+    }));
+    let plan = scene.plan();
+    assert_eq!((plan.actions, plan.records), (vec![], vec![]));
+    assert_eq!(plan.entries[0].verdict.reason, Reason::IdentityChanged);
+}
+
+#[test]
 fn a_pv_that_is_not_wiped_though_its_claim_is_gone_says_why() {
     for (phase, policy, reason) in [
         (Phase::Released, ReclaimPolicy::Retain, Reason::Published),

@@ -47,6 +47,12 @@ impl DeviceIdentity {
         }
     }
 
+    /// Whether an id of the disk, or the kernel that saw it then, is the same now: two
+    /// machines have like disks in like places.
+    pub(super) fn is_of_same_machine(&self, now: &Self) -> bool {
+        same_boot(&self.boot, &now.boot) || matches!(self.compare_lasting(now), Lasting::Agree)
+    }
+
     fn compare_lasting(&self, now: &Self) -> Lasting {
         let mut agree = false;
         for (name, then, now) in [
@@ -142,6 +148,12 @@ impl MountIdentity {
             }
         }
         self.compare_directory(now)
+    }
+
+    /// As of a disk: two machines have filesystems that are copies of one image.
+    pub(super) fn is_of_same_machine(&self, now: &Self) -> bool {
+        let same_disk = both(&self.disk, &now.disk).is_some_and(|(then, now)| then.is_of_same_machine(now));
+        same_boot(&self.boot, &now.boot) || same_disk
     }
 
     /// For a filesystem without an id, in one boot.

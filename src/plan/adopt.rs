@@ -15,8 +15,10 @@ pub fn inherit(world: &World<'_>, owned: &OwnedPv, now: &Arc<Identity>, plan: &m
     if owned.terminating && !owned.fenced {
         return Verdict::new(Reason::Pending, "its PV is being removed");
     }
-    let doubt = match record::identity(world, owned).map(|recorded| recorded.compare(now)) {
-        Some(Comparison::Same) => None,
+    let recorded = record::identity(world, owned);
+    let doubt = match recorded.map(|recorded| recorded.compare(now)) {
+        Some(Comparison::Same) if recorded.is_some_and(|recorded| recorded.is_surely(now)) => None,
+        Some(Comparison::Same) => Some("no id of a disk says that it is not another machine's in its place".to_owned()),
         Some(Comparison::Different(key)) => Some(key),
         Some(Comparison::Unknown(why)) => Some(why.to_owned()),
         None => Some("nothing says which volume it was".to_owned()),

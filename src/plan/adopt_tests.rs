@@ -1,3 +1,7 @@
+use std::sync::Arc;
+
+use crate::discovery::Sighting;
+use crate::identity::{DeviceIdentity, Identity, Uuid};
 use crate::ledger::{Entry, EntryId, Found, State};
 use crate::memory::Memory;
 use crate::plan::tests::{SIZE, Scene, claim, created, finding, released, scene};
@@ -162,4 +166,31 @@ fn of_two_volumes_whose_pvs_would_have_one_name_the_second_gets_a_longer_one() {
     assert_eq!((busy.decides().0, busy.decides().1.reason), (None, Reason::Pending));
     busy.memory = Memory::default();
     assert!(busy.decides().0.is_some());
+}
+
+#[test]
+fn a_like_disk_in_a_like_place_may_be_another_machines() {
+    let in_boot = |boot, serial: Option<&str>| {
+        Arc::new(Identity::Device(DeviceIdentity {
+            boot: Some(Uuid(boot)),
+            serial: serial.map(Into::into),
+            bus_path: Some("pci-0000:00:1f.2-ata-1".into()),
+            model: Some("Virtual disk".into()),
+            bytes: SIZE,
+            ..DeviceIdentity::default()
+        }))
+    };
+    for (serial, is_taken_over) in [(None, false), (Some("S3Z8NB0K"), true)] {
+        let mut scene = scene().with_pv(|owned| {
+            former(owned);
+            owned.identity = Some(in_boot(1, serial));
+        });
+        let identity = in_boot(2, serial);
+        scene.findings[0] = finding("a", Ok(Sighting { identity, ..testing::disk(1, SIZE) }));
+        let (action, verdict) = scene.decides();
+        assert_eq!(matches!(action, Some(Action::Adopt(_))), is_taken_over, "{verdict}");
+        // For the Node that it was, it is the same.
+        scene.owned.values_mut().for_each(|owned| owned.former = false);
+        assert_eq!(scene.decides().1.reason, Reason::Published);
+    }
 }

@@ -25,6 +25,10 @@ pub fn note(world: &World<'_>, owned: &OwnedPv, present: Option<&Arc<Identity>>,
     if known.is_some_and(|entry| is_of_another(world, owned, &entry.state)) {
         return;
     }
+    // What the API server shows of before tells nothing new.
+    if known.is_some_and(|entry| is_outdated(entry, owned)) {
+        return;
+    }
     let Some(state) = next_state(known, owned) else { return };
     let is_noted = |entry: &Entry| entry.state == state && entry.identity.compare(identity) == Comparison::Same;
     if !known.is_some_and(is_noted) {
@@ -107,14 +111,37 @@ fn is_given_away(known: Option<&Entry>, owned: &OwnedPv) -> bool {
     **uid == *owned.uid && is_another && !is_later
 }
 
-/// Why an Available PV must not be: it is as it was before a claim had its volume, so the
-/// API server's data was restored from a time before that.
-pub fn rolled_back(world: &World<'_>, owned: &OwnedPv) -> Option<String> {
-    let State::Used { uid, claim, since: Some(used), .. } = &world.ledger.of_pv(&owned.uid)?.state else { return None };
-    let is_older = **uid == *owned.uid && owned.since.is_some_and(|since| since < *used);
-    let whom = claim.as_ref().map_or_else(|| "a claim".to_owned(), |claim| format!("claim {claim}"));
-    (owned.phase == Phase::Available && is_older)
-        .then(|| format!("{whom} has had it since its PV became Available: the API server shows an older state"))
+/// Whether more has become of the volume since the PV became what it shows: the API server's
+/// data was restored from a time before that. The PV may even be one that was removed since.
+fn is_outdated(entry: &Entry, owned: &OwnedPv) -> bool {
+    let is_its_own = entry.state.uid().is_some_and(|uid| *uid == *owned.uid);
+    let noted = match (&entry.state, owned.phase) {
+        (State::Used { since: Some(since), .. }, Phase::Available | Phase::Released) => *since,
+        (State::Used { .. }, Phase::Available | Phase::Released) if !is_its_own => entry.as_of.as_second(),
+        (State::Wiping { .. } | State::Quarantined { .. } | State::Retired { .. }, Phase::Available) => {
+            entry.as_of.as_second()
+        }
+        _ => return false,
+    };
+    // By itself it is Released only once it is Bound.
+    let is_later_phase = is_its_own && owned.phase == Phase::Released;
+    !owned.quarantined && !owned.fenced && !is_later_phase && owned.since.is_some_and(|since| since < noted)
+}
+
+/// Why the PV is not what it shows, by what the ledger says of the volume: `present`, when
+/// nothing says which volume it was.
+pub fn rolled_back(world: &World<'_>, owned: &OwnedPv, present: &Arc<Identity>) -> Option<String> {
+    let entry = known(world, owned, identity(world, owned).unwrap_or(present))?;
+    if !is_outdated(entry, owned) || is_of_another(world, owned, &entry.state) {
+        return None;
+    }
+    let what = match &entry.state {
+        State::Used { claim: Some(claim), .. } => format!("claim {claim} has had it"),
+        State::Used { .. } => "a claim has had it".to_owned(),
+        State::Retired { .. } => "it was retired".to_owned(),
+        _ => "it was found to need a wipe".to_owned(),
+    };
+    Some(format!("{what} since its PV became {:?}: the API server shows an older state", owned.phase))
 }
 
 /// The claim whose data was being wiped when the PV, which no fence guards, was seen last.

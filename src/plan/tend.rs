@@ -28,6 +28,10 @@ pub fn present(
     rival: Option<&Finding>,
     plan: &mut Plan,
 ) -> Verdict {
+    let at_work = world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name);
+    if let Some(verdict) = Some(()).filter(|()| !at_work).and_then(|()| taken_back(world, owned, plan)) {
+        return verdict;
+    }
     let candidate = match &finding.outcome {
         Ok(candidate) => candidate,
         Err(verdict) => {
@@ -38,10 +42,10 @@ pub fn present(
     if wants_reclaim(owned) {
         plan.wanted.insert(owned.name.clone());
     }
-    if world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name) {
+    if at_work {
         return if wants_reclaim(owned) { underway(world, owned) } else { kept(world, owned) };
     }
-    if let Some(verdict) = taken_back(world, owned, plan).or_else(|| without_patch(world, owned)) {
+    if let Some(verdict) = without_patch(world, owned) {
         return verdict;
     }
     let now = &candidate.sighting.identity;
@@ -55,7 +59,8 @@ pub fn present(
         Some(_) if !accepted && wants_reclaim(owned) && !now.is_device() => false,
         Some(Comparison::Different(key)) if !accepted => return changed(world, owned, candidate, &key, plan),
         Some(Comparison::Unknown(why)) if !accepted => return changed(world, owned, candidate, why, plan),
-        None if (owned.terminating || owned.garbled) && !accepted => {
+        // What is at a place where its class was before may have come there since.
+        None if (owned.terminating || owned.garbled || finding.former.is_some()) && !accepted => {
             return changed(world, owned, candidate, "nothing says which volume it was", plan);
         }
         // A PV without identity is taken for what is there now: nothing better is known. The
@@ -66,6 +71,16 @@ pub fn present(
     if world.may_patch && !owned.terminating && (!owned.labelled || (same && owned.identity.is_none())) {
         // What is not known to be its volume is never recorded as such.
         return adopt(world, owned, Some(now).filter(|_| same), plan);
+    }
+    if let Some(why) = record::rolled_back(world, owned, now).filter(|_| owned.word.is_none()) {
+        if Unclaimed::of(owned).is_some() {
+            withdraw(world, owned, why.clone(), plan);
+            return Verdict::new(Reason::Dirty, why);
+        }
+        if owned.phase == Phase::Released {
+            let detail = format!("not wiped: {why}. If it is to be, annotate the PV with mooring.dev/reclaim: wipe");
+            return Verdict::new(Reason::Refused, detail);
+        }
     }
     if wants_reclaim(owned) {
         return reclaim(world, owned, finding, candidate, rival, plan);
@@ -187,9 +202,13 @@ fn given_away(world: &World<'_>, owned: &OwnedPv) -> Option<Verdict> {
     let entry = world.ledger.of_pv(&owned.uid)?;
     let State::Used { claim: Some(last), .. } = &entry.state else { return None };
     let now = owned.claim.as_ref().filter(|claim| claim.uid != last.uid)?;
+    let way_out = if world.may_patch {
+        "annotate the PV with mooring.dev/reclaim: wipe"
+    } else {
+        "delete the PV, and set the reclaim policy of the one that takes its place to Delete"
+    };
     let detail = format!(
-        "not wiped: claim {last} had it, and its claimRef names {now} since. If that one is gone as well, annotate the \
-         PV with mooring.dev/reclaim: wipe"
+        "not wiped: claim {last} had it, and its claimRef names {now} since. If that one is gone as well, {way_out}"
     );
     Some(Verdict::new(Reason::Pending, detail))
 }
@@ -280,10 +299,6 @@ fn follow(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
             plan.wake(world.now + BLANK_CHECK);
         }
         return kept(world, owned);
-    }
-    if let Some(why) = record::rolled_back(world, owned).filter(|_| Unclaimed::of(owned).is_some()) {
-        withdraw(world, owned, why.clone(), plan);
-        return Verdict::new(Reason::Dirty, why);
     }
     let Some(offered) = owned.capacity else { return kept(world, owned) };
     let is = candidate.capacity;
