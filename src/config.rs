@@ -14,7 +14,7 @@ mod scalar;
 mod wipe;
 pub(crate) mod yaml;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +65,9 @@ pub struct Config {
     pub former: Vec<Former>,
     /// The text of `storageClassMap`.
     map: Source,
+    /// The `hostDir`s of each `mountDir` in the first config before that had it, since this
+    /// process began.
+    shown: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// How something was written: of two that mean the same, it makes no difference.
@@ -251,6 +254,7 @@ fn config(fitter: &mut Fitter, values: &BTreeMap<&'static str, Value>) -> Option
         hold_taint_for_bound_volumes: flag("holdTaintForBoundVolumes"),
         former: Vec::new(),
         map: Source::default(),
+        shown: BTreeMap::new(),
     })
 }
 

@@ -166,6 +166,7 @@ fn look_in<'a>(config: &'a Config, class: &'a Class, snapshot: &'a Snapshot) -> 
             class: class.name.clone(),
             selected: class.pattern.matches(&name),
             outcome: outcome.and_then(|candidate| match class_within(config, &host_path) {
+                _ if config.shows_another_directory(class) => Err(elsewhere(class)),
                 Some(inner) => Err(refused(inner)),
                 None => Ok(candidate),
             }),
@@ -181,6 +182,15 @@ fn look_in<'a>(config: &'a Config, class: &'a Class, snapshot: &'a Snapshot) -> 
 fn class_within<'a>(config: &'a Config, host_path: &str) -> Option<&'a Class> {
     let mut classes = config.present_and_former();
     classes.find(|class| is_within(class.host_dir.as_bytes(), host_path.as_bytes()))
+}
+
+fn elsewhere(class: &Class) -> Verdict {
+    let Class { host_dir, mount_dir, .. } = class;
+    let detail = format!(
+        "hostDir was changed to {host_dir}, and mountDir was not: until the agent's pod is made again, with that mounted \
+         at {mount_dir}, it sees the former directory there"
+    );
+    Verdict::new(Reason::Refused, detail)
 }
 
 fn refused(inner: &Class) -> Verdict {
@@ -357,6 +367,31 @@ mod tests {
         let findings = discover(&config.expect("it is valid"), &Snapshot { directories, began: None });
         let reasons = findings.into_iter().map(|finding| finding.outcome.err().map(|verdict| verdict.reason));
         assert_eq!(reasons.collect::<Vec<_>>(), [Some(Reason::Refused), None, Some(Reason::Refused)]);
+    }
+
+    #[test]
+    fn what_a_mount_dir_shows_is_not_taken_for_another_host_dir() {
+        let parse = |map: &str| {
+            Config::parse(&BTreeMap::from([("storageClassMap".to_owned(), map.to_owned())])).expect("it is valid")
+        };
+        let first = parse("c: {hostDir: /h, mountDir: /m}");
+        let entries = vec![Entry { name: "a".into(), observed: mounted(4096) }];
+        let snapshot =
+            Snapshot { directories: BTreeMap::from([("/m".to_owned(), Listing::Entries(entries))]), began: None };
+        let paths = |config: &Config| {
+            let usable = |finding: Finding| (finding.host_path, finding.outcome.is_ok());
+            discover(config, &snapshot).into_iter().map(usable).collect::<Vec<_>>()
+        };
+        let mut moved = parse("c: {hostDir: /h2, mountDir: /m}");
+        moved.succeed(&first);
+        assert_eq!(paths(&moved), [("/h2/a".to_owned(), false), ("/h/a".to_owned(), true)]);
+        // Still so after another edit; back again, it is as it was.
+        let mut again = parse("c: {hostDir: /h2, mountDir: /m, namePattern: 'a*'}");
+        again.succeed(&moved);
+        assert!(!paths(&again)[0].1);
+        let mut back = parse("c: {hostDir: /h, mountDir: /m}");
+        back.succeed(&again);
+        assert_eq!(paths(&back)[0], ("/h/a".to_owned(), true));
     }
 
     #[test]

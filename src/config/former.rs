@@ -40,6 +40,17 @@ impl Config {
     pub fn succeed(&mut self, before: &Self) {
         let last = before.classes.iter().map(|class| Former { class: class.clone(), map: Arc::clone(&before.map.0) });
         self.add_former(last.chain(before.former.iter().cloned()));
+        self.shown.clone_from(&before.shown);
+        for class in before.classes.iter().filter(|class| !before.shown.contains_key(&class.mount_dir)) {
+            self.shown.entry(class.mount_dir.clone()).or_default().insert(class.host_dir.clone());
+        }
+    }
+
+    /// Whether the class's `mountDir` shows another `hostDir`: what is mounted where in the
+    /// pod stays as it is until the pod is made again.
+    #[must_use]
+    pub fn shows_another_directory(&self, class: &Class) -> bool {
+        self.shown.get(&class.mount_dir).is_some_and(|shown| !shown.contains(&class.host_dir))
     }
 
     /// The latest comes first; where two are about the same place, it counts.
@@ -161,6 +172,8 @@ mod tests {
         let text = second.remembered();
         let mut after_restart = config("{c: {hostDir: /c, mountDir: /c}}");
         assert_eq!(after_restart.recall(&text), [""; 0]);
+        assert!(second.shown.contains_key("/a") && after_restart.shown.is_empty(), "another pod has other mounts");
+        second.shown.clear();
         assert_eq!(after_restart, second);
         // Changed while no agent ran.
         let mut changed = config("{d: {hostDir: /d, mountDir: /d}}");
