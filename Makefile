@@ -58,6 +58,17 @@ test: setup build cluster ## Run every test: units, node level (as root), API se
 bench: setup build cluster ## Measure times, memory and API calls (as root)
 	MOORING_BIN='$(BINARY)' $(CARGO) bench --bench bench
 
+# Each of the four parsers that read what others write.
+FUZZ_SECONDS = 600
+
+.PHONY: fuzz
+fuzz: ## Fuzz what reads configs, PVs and the ledger, FUZZ_SECONDS each (600; needs a C++ compiler)
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	@for target in config identity ledger pv; do \
+	    $(CARGO) fuzz run --fuzz-dir tests/fuzz --target-dir '$(TARGET_DIR)/fuzz' --sanitizer none $$target -- \
+	        -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=10 || exit 1; \
+	done
+
 .PHONY: lint
 lint: setup ## Check form, lints and the direction of imports
 	$(CARGO) fmt --check

@@ -18,6 +18,7 @@ mod exchange;
 mod fence;
 mod flags;
 mod follow;
+mod fuzz_corpus;
 mod gate;
 mod go_provisioner;
 mod golden;
