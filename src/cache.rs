@@ -199,6 +199,9 @@ impl Cache {
                     return false;
                 }
                 self.suspects.remove(&name);
+                if self.foreign.get(&owned.path) == Some(&name) {
+                    self.foreign.remove(&owned.path);
+                }
                 self.share_labels(&mut owned);
                 self.owned.insert(name, *owned);
                 true

@@ -204,3 +204,14 @@ fn labels_that_many_pvs_have_are_kept_once() {
     let labels: Vec<_> = cache.owned().values().map(|owned| &owned.labels).collect();
     assert!(Arc::ptr_eq(labels[0], labels[1]));
 }
+
+#[test]
+fn a_pv_that_becomes_ours_is_not_in_its_own_way() {
+    let mut cache = Cache::default();
+    let owned = at_version("a", 1);
+    let foreign = ForeignPath { pv: owned.name.clone(), path: owned.path.clone() };
+    cache.apply(Event::Swept(Decoded::Foreign(foreign)));
+    assert_eq!(cache.foreign().len(), 1);
+    cache.apply(seen(owned));
+    assert_eq!(cache.foreign().len(), 0);
+}

@@ -290,6 +290,19 @@ fn what_the_api_server_shows_of_before_the_last_claim_is_not_believed() {
 }
 
 #[test]
+fn a_half_wiped_pv_on_its_way_out_stays_half_wiped_whomever_it_names() {
+    let pv = testing::owned_pv("a", "c");
+    let (name, uid) = (pv.name.as_str().into(), pv.uid.as_str().into());
+    let wiping = State::Wiping { pv: name, uid, claim: Some(claim()), method: "zero".into(), cursor: None };
+    let scene = scene().with_state(wiping).with_pv(|owned| {
+        released(owned);
+        owned.claim = Some(Box::new(Claim { uid: "".into(), name: "to-come".into(), ..claim() }));
+        owned.terminating = true;
+    });
+    assert_eq!(scene.plan().records, []);
+}
+
+#[test]
 fn a_half_wiped_pv_is_withdrawn_also_while_its_volume_does_not_answer() {
     let pv = testing::owned_pv("a", "c");
     let (name, uid) = (pv.name.as_str().into(), pv.uid.as_str().into());

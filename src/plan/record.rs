@@ -146,14 +146,14 @@ pub fn rolled_back(world: &World<'_>, owned: &OwnedPv, present: &Arc<Identity>) 
 
 /// The claim whose data was being wiped when the PV, which no fence guards, was seen last.
 pub fn wiped_claim<'a>(world: &World<'a>, owned: &OwnedPv) -> Option<&'a Claim> {
-    wiped_claim_in(world.ledger.of_pv(&owned.uid), owned)
+    wiped_claim_in(world.ledger.of_pv(&owned.uid), owned).filter(|_| !owned.terminating)
 }
 
 fn wiped_claim_in<'a>(known: Option<&'a Entry>, owned: &OwnedPv) -> Option<&'a Claim> {
     match known.map(|entry| &entry.state) {
         // One without a method has not begun.
         Some(State::Wiping { uid, claim, method, .. })
-            if **uid == *owned.uid && !method.is_empty() && !owned.fenced && !owned.terminating =>
+            if **uid == *owned.uid && !method.is_empty() && !owned.fenced =>
         {
             claim.as_ref()
         }
