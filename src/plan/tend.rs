@@ -29,7 +29,7 @@ pub fn present(
     plan: &mut Plan,
 ) -> Verdict {
     let at_work = world.memory.in_flight.contains(&owned.name) || world.suspects.contains(&owned.name);
-    if let Some(verdict) = Some(()).filter(|()| !at_work).and_then(|()| taken_back(world, owned, plan)) {
+    if !at_work && let Some(verdict) = taken_back(world, owned, plan) {
         return verdict;
     }
     let candidate = match &finding.outcome {

@@ -244,6 +244,27 @@ impl Tools {
         }
     }
 
+    /// Does a part of the work on the claimed device, in a thread.
+    async fn on_claimed<T: Send + 'static>(
+        &self,
+        fence: &Fence,
+        target: &Target,
+        entry: &Entry,
+        control: &Arc<Control>,
+        part: impl FnOnce(deleter::Claimed, deleter::Job<'_>, &Control) -> Result<T, WipeError> + Send + 'static,
+    ) -> Result<T, Ended> {
+        let (volume, fence, entry, scribe) = (target.clone(), fence.clone(), entry.clone(), self.scribe.clone());
+        let work = move |control: &Control| {
+            let claimed = deleter::claim(fence, &volume)?;
+            let mark = MarkId(entry.id.0);
+            let mut journal = Record::new(scribe, entry);
+            let job =
+                deleter::Job { rules: &volume.rules, mark, from: None, node: "", root: None, journal: &mut journal };
+            part(claimed, job, control)
+        };
+        on_thread(deleter::spawn(&thread_name(&target.pv), control, work)).await
+    }
+
     /// Claims and marks the device, lets go of it, and makes the Job.
     async fn begin_job(
         &mut self,
@@ -254,17 +275,7 @@ impl Tools {
         entry: &Entry,
         control: &Arc<Control>,
     ) -> Result<Job, Ended> {
-        let (volume, fence_of_thread, entry) = (target.clone(), fence.clone(), entry.clone());
-        let scribe = self.scribe.clone();
-        let work = move |control: &Control| {
-            let claimed = deleter::claim(fence_of_thread, &volume)?;
-            let mark = MarkId(entry.id.0);
-            let mut journal = Record::new(scribe, entry);
-            let job =
-                deleter::Job { rules: &volume.rules, mark, from: None, node: "", root: None, journal: &mut journal };
-            deleter::leave_to_job(claimed, job, control)
-        };
-        let digest = on_thread(deleter::spawn(&thread_name(&target.pv), control, work)).await?;
+        let digest = self.on_claimed(fence, target, entry, control, deleter::leave_to_job).await?;
         let image = self.jobs.site.image.clone().expect("without an image no reclaim begins");
         let hostname = self.node.as_ref().map_or_else(String::new, |node| node.hostname.clone());
         let (namespace, now) = (place.namespace.as_str(), Timestamp::now());
@@ -394,17 +405,9 @@ impl Tools {
         turn: Option<Turn>,
     ) -> Result<Verified, Ended> {
         info!(pv = target.pv, "Job says that it has wiped the volume; it is read back");
-        let (volume, fence_of_thread, entry) = (target.clone(), fence.clone(), entry.clone());
-        let scribe = self.scribe.clone();
-        let work = move |control: &Control| {
-            let claimed = deleter::claim(fence_of_thread, &volume)?;
-            let mark = MarkId(entry.id.0);
-            let mut journal = Record::new(scribe, entry);
-            let job =
-                deleter::Job { rules: &volume.rules, mark, from: None, node: "", root: None, journal: &mut journal };
-            deleter::verify_job(claimed, &done, job, control)
-        };
-        let thread = on_thread(deleter::spawn(&thread_name(&target.pv), control, work));
+        let verify =
+            move |claimed, job: deleter::Job<'_>, control: &Control| deleter::verify_job(claimed, &done, job, control);
+        let thread = self.on_claimed(fence, target, entry, control, verify);
         self.watch_over(thread, &target.pv, Some(fence), control, turn).await
     }
 }
