@@ -11,10 +11,10 @@ use crate::harness::disk;
 use crate::harness::node::TestNode;
 use crate::harness::proxy::{Faults, Proxy};
 use crate::harness::volumes::phase;
-use crate::harness::{Agent, AgentOptions, ControlPlane, Options, shared};
+use crate::harness::{Agent, AgentOptions, ControlPlane, LoopDisk, Options, shared};
 
-fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::Path) -> Agent {
-    let map = storage_class_map(&[(class, disks, "")]);
+fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::Path, fields: &str) -> Agent {
+    let map = storage_class_map(&[(class, disks, fields)]);
     let kubeconfig = proxy.kubeconfig().display().to_string();
     Agent::start(
         node,
@@ -71,7 +71,7 @@ async fn watches_that_break_or_expire_are_taken_up_again() {
     let class = node.class("fast", "Delete").await;
     let disks = node.discovery_dir("disks");
     let proxy = Proxy::start(&node);
-    let agent = start_behind(&proxy, &node, &class, &disks);
+    let agent = start_behind(&proxy, &node, &class, &disks, "");
     disk::tmpfs(&disks.join("v"), 1 << 20);
     let mut pv = node.wait_pv(&disks.join("v"), |pv| phase(pv) == "Available", SOON).await;
     for faults in [Faults::default(), Faults { expired_watches: 3, ..Faults::default() }] {
@@ -98,7 +98,7 @@ async fn answers_that_are_lost_leave_neither_a_second_pv_nor_a_lost_one() {
     let class = node.class("fast", "Delete").await;
     let disks = node.discovery_dir("disks");
     let proxy = Proxy::start(&node);
-    let agent = start_behind(&proxy, &node, &class, &disks);
+    let agent = start_behind(&proxy, &node, &class, &disks, "");
     wait_ready(&agent).await;
     proxy.set(Faults { lost_creates: 2, lost_patches: 2, lost_deletes: 1, ..Faults::default() });
     disk::tmpfs(&disks.join("v"), 1 << 20);
@@ -118,12 +118,36 @@ async fn answers_that_are_lost_leave_neither_a_second_pv_nor_a_lost_one() {
 }
 
 #[tokio::test]
+async fn a_wiped_volume_whose_pv_must_not_be_removed_is_not_wiped_again() {
+    let node = TestNode::new(shared(), "refused").await;
+    let class = node.class("raw", "Delete").await;
+    let links = node.discovery_dir("links");
+    let disk = LoopDisk::new(node.dir(), 4 << 20);
+    let link = disk.link(&links, "disk");
+    let proxy = Proxy::start(&node);
+    let fields = "volumeMode: Block\nwipe: {method: zero, bandwidth: 1Mi}";
+    let agent = start_behind(&proxy, &node, &class, &links, fields);
+    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(pv.metadata.name.as_deref().expect("it has a name")).await;
+    node.release(&claim).await;
+    agent.wait_log("Wipe begins", SOON).await;
+    proxy.set(Faults { refused_patches: 3, ..Faults::default() });
+    agent.wait_log("can't be removed", SOON).await;
+    let uid = pv.metadata.uid.clone();
+    node.wait_pv(&link, |pv| pv.metadata.uid != uid && phase(pv) == "Available", SOON).await;
+    assert_eq!(proxy.faults().refused_patches, 0, "each refusal was met");
+    let begun = agent.logs().iter().filter(|line| line.contains("Wipe begins")).count();
+    assert_eq!(begun, 1);
+    node.clean_up().await;
+}
+
+#[tokio::test]
 async fn a_call_that_is_never_answered_ends_at_its_deadline() {
     let node = TestNode::new(shared(), "deadline").await;
     let class = node.class("fast", "Delete").await;
     let disks = node.discovery_dir("disks");
     let proxy = Proxy::start(&node);
-    let agent = start_behind(&proxy, &node, &class, &disks);
+    let agent = start_behind(&proxy, &node, &class, &disks, "");
     wait_ready(&agent).await;
     proxy.set(Faults { hung_creates: 1, ..Faults::default() });
     disk::tmpfs(&disks.join("v"), 1 << 20);

@@ -31,7 +31,7 @@ async fn in_the_middle_of_a_wipe(node: &TestNode) -> (String, PathBuf, LoopDisk,
     let claim = node.bind(pv.metadata.name.as_deref().expect("it has a name")).await;
     node.release(&claim).await;
     node.wait_pv(&link, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    agent.wait_log("Wipe begins", SOON).await;
     (class, disks, disk, agent, throttle)
 }
 
@@ -59,6 +59,7 @@ async fn held_in_a_wipe(tag: &str) -> Held {
     frozen.freeze(true);
     node.release(&claim).await;
     node.wait_pv(&link, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
+    agent.wait_log("Wipe begins", SOON).await;
     Held { node, disks, frozen, disk, agent, pv }
 }
 

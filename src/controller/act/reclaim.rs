@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const NOTE: Duration = Duration::from_secs(10);
 /// Waits while the API server does not answer in the middle of a reclaim.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// Waits while it refuses to remove the PV of a wiped volume.
+const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 impl Tools {
     /// Wipes the volume of a Released PV and removes the PV.
@@ -345,15 +347,22 @@ impl Tools {
                 // A uid that does not match is a conflict: another PV has the name now.
                 Err(ApiError::Conflict(_)) => return self.look(pv).await,
                 Err(ApiError::Unknown(_)) => self.pause(failures).await?,
-                Err(error) => return Err(Ended::Api(error)),
+                Err(error) => {
+                    warn!(pv, %error, "The volume is wiped, but its PV can't be removed; it is tried again");
+                    self.rest(REFUSED, failures).await?;
+                }
             }
             failures += 1;
         }
     }
 
     pub(super) async fn pause(&mut self, failures: u32) -> Result<(), Ended> {
+        self.rest(RETRY, failures).await
+    }
+
+    async fn rest(&mut self, waits: (Duration, Duration), failures: u32) -> Result<(), Ended> {
         tokio::select! {
-            () = tokio::time::sleep(backoff(RETRY, failures, fastrand::f64())) => Ok(()),
+            () = tokio::time::sleep(backoff(waits, failures, fastrand::f64())) => Ok(()),
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
     }
