@@ -160,7 +160,7 @@ async fn agent(args: AgentArgs) -> anyhow::Result<()> {
                 .context("no thread is to be had for the config directory")?;
             let mut config = first_config(&args.config_dir, &mut readings, &view).await?;
             let (state, ledger) = open_state(args.state_dir.as_deref(), args.shadow, &view).await;
-            let remembered = recall_classes(state.as_ref(), &mut config).await;
+            let remembered = recall_classes(state.as_ref(), &mut config, args.shadow).await;
             let (cluster, watches) = Cluster::connect(Arc::clone(&metrics))
                 .await
                 .context("the API server can't be reached: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
@@ -224,8 +224,9 @@ async fn first_config(
 }
 
 /// Adds the classes that are configured no more, as far as the state directory knows them.
-/// Returns what it has of them.
-async fn recall_classes(state: Option<&StateDir>, config: &mut Loaded) -> Vec<u8> {
+/// Returns what it has of them. What can't be used is set aside, but by a shadow, which
+/// changes nothing.
+async fn recall_classes(state: Option<&StateDir>, config: &mut Loaded, shadow: bool) -> Vec<u8> {
     let Some(state) = state else { return Vec::new() };
     let (remembered, problems) = match state.read_classes().await {
         Ok(None) => return Vec::new(),
@@ -235,6 +236,9 @@ async fn recall_classes(state: Option<&StateDir>, config: &mut Loaded) -> Vec<u8
         }
         Err(error) => (Vec::new(), vec![error.to_string()]),
     };
+    if problems.is_empty() {
+        return remembered;
+    }
     for problem in problems {
         warn!(
             problem,
@@ -242,7 +246,14 @@ async fn recall_classes(state: Option<&StateDir>, config: &mut Loaded) -> Vec<u8
              until it is added again"
         );
     }
-    remembered
+    if shadow {
+        return remembered;
+    }
+    match state.set_classes_aside().await {
+        Ok(()) => info!("What was there is kept as classes.unusable in the state directory"),
+        Err(error) => warn!(%error, "What was there is written over"),
+    }
+    Vec::new()
 }
 
 /// Opens the state directory: waits for as long as another agent has it or it can't be

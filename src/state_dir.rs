@@ -189,6 +189,12 @@ impl StateDir {
         self.ask(|done| Request::ReadClasses { done })
     }
 
+    /// Gives the file with that text another name, since it can't be used here and would be
+    /// written over: another version may know what to do with it.
+    pub fn set_classes_aside(&self) -> Answer<()> {
+        self.ask(|done| Request::SetClassesAside { done })
+    }
+
     /// Makes the text about the classes durable. When it fails, the file is as it was.
     pub fn save_classes(&self, text: Vec<u8>) -> Answer<()> {
         self.ask(|done| Request::SaveClasses { text, done })

@@ -13,6 +13,8 @@ use super::home::Home;
 /// Its name. It is no entry, so it does not end like one.
 const CLASSES: &str = "classes";
 const TEMPORARY: &str = "classes.tmp";
+/// What one that can't be used is called from then on.
+const ASIDE: &str = "classes.unusable";
 /// It is no longer, in bytes: a ConfigMap has 1 MiB at most.
 const LONGEST: u64 = 16 << 20;
 
@@ -41,6 +43,11 @@ pub fn save(home: &Home, text: &[u8]) -> Result<(), StateDirError> {
         failed("putting in place", home)(errno)
     })?;
     rustix::fs::fsync(&home.dir).map_err(failed("written, but perhaps not for good: syncing the directory of", home))
+}
+
+/// Gives it another name, under which nobody looks for it.
+pub fn set_aside(home: &Home) -> Result<(), StateDirError> {
+    rustix::fs::renameat(&home.dir, CLASSES, &home.dir, ASIDE).map_err(failed("setting aside", home))
 }
 
 fn failed(step: &'static str, home: &Home) -> impl Fn(Errno) -> StateDirError {

@@ -23,6 +23,7 @@ pub enum Request {
     Read { done: Done<Ledger> },
     ReadClasses { done: Done<Option<Vec<u8>>> },
     SaveClasses { text: Vec<u8>, done: Done<()> },
+    SetClassesAside { done: Done<()> },
     LockEntry { id: EntryId, done: Done<EntryLock> },
     Close { done: Done<()> },
 }
@@ -70,6 +71,7 @@ pub fn serve(mut home: Home, mut seen: Seen, requests: &Receiver<Request>) {
                 Request::Read { done } => drop(done.send(load::load(&home).map(|(ledger, _)| ledger))),
                 Request::ReadClasses { done } => drop(done.send(classes::read(&home))),
                 Request::SaveClasses { text, done } => drop(done.send(classes::save(&home, &text))),
+                Request::SetClassesAside { done } => drop(done.send(classes::set_aside(&home))),
                 Request::RewriteAll { entries, done } => {
                     drop(done.send(rewrite_all(&mut home, &mut seen, entries)));
                 }

@@ -226,6 +226,25 @@ async fn a_class_that_is_removed_while_no_agent_runs_is_not_forgotten() {
 }
 
 #[tokio::test]
+async fn classes_of_before_that_cant_be_read_are_told_and_set_aside() {
+    let node = TestNode::new(shared(), "aside").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    fs::create_dir_all(node.state_dir()).expect("a directory can be made");
+    let newer = r#"{"version":9,"maps":[]}"#;
+    fs::write(node.state_dir().join("classes"), newer).expect("a file can be written");
+    let agent = start(&node, &[(&class, &disks, "")]);
+    agent.wait_log("a newer mooring wrote it (version 9)", SOON).await;
+    has_seen_all(&node, &disks, "v").await;
+    let kept = fs::read_to_string(node.state_dir().join("classes.unusable")).expect("it is kept");
+    assert_eq!(kept, newer);
+    let own = || fs::read_to_string(node.state_dir().join("classes")).is_ok_and(|text| text.contains(&class));
+    eventually("the classes of now are kept", SOON, own);
+    drop(agent);
+    node.clean_up().await;
+}
+
+#[tokio::test]
 async fn without_a_state_directory_a_class_that_was_removed_is_to_be_added_again_after_a_restart() {
     let scene = Scene::new("stateless").await;
     let node = &scene.node;
