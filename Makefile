@@ -13,6 +13,18 @@ GO ?= go
 HOST = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 TARGET_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))
 BINARY = $(TARGET_DIR)/$(HOST)/release/mooring
+
+# What a release binary says it is built from; and nothing in it of who built it where.
+REVISION = $(or $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null),unknown)
+CRATES = $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src
+ANYWHERE = --config "target.'cfg(unix)'.rustflags=['--remap-path-prefix=$(CRATES)=crates']"
+
+# The image: its platforms, as Rust's targets, and its name.
+TARGETS = $(HOST)
+BINARIES = $(TARGETS:%=$(TARGET_DIR)/%/release/mooring)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE = docker.io/library/mooring:$(VERSION)
+
 CLUSTER = .build/cluster
 CLUSTER_SOURCES = $(wildcard tests/cluster/*.go) tests/cluster/go.mod tests/cluster/go.sum
 HELM = .build/helm
@@ -34,7 +46,11 @@ setup: ## Install what building and testing need (as root), or say what is missi
 
 .PHONY: build
 build: ## Build the agent's release binary
-	$(CARGO) build --release
+	MOORING_REVISION=$(REVISION) $(CARGO) build --release $(TARGETS:%=--target=%) $(ANYWHERE)
+
+.PHONY: image
+image: build ## Write the agent's container image to .build/image/mooring.tar
+	deploy/image/build '$(IMAGE)' '$(REVISION)' .build/image/mooring.tar $(BINARIES)
 
 .PHONY: cluster
 cluster: $(CLUSTER) ## Build the Kubernetes control plane that tests and demo run
@@ -70,7 +86,7 @@ test: setup build cluster ## Run every test: units, node level (as root), API se
 
 .PHONY: bench
 bench: setup build cluster ## Measure times, memory and API calls (as root)
-	MOORING_BIN='$(BINARY)' $(CARGO) bench --bench bench
+	MOORING_REVISION=$(REVISION) MOORING_BIN='$(BINARY)' $(CARGO) bench $(ANYWHERE) --bench bench
 
 # Each of the four parsers that read what others write.
 FUZZ_SECONDS = 600
@@ -91,7 +107,7 @@ lint: setup ## Check form, lints and the direction of imports
 	tests/lint/imports src
 	@unformatted=$$(gofmt -l tests/cluster tests/fixtures); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	cd tests/cluster && CGO_ENABLED=0 $(GO) vet -trimpath ./...
-	for script in $$(grep -rlI '^#!/bin/sh' tests); do sh -n "$$script" || exit 1; done
+	for script in $$(grep -rlI '^#!/bin/sh' deploy tests); do sh -n "$$script" || exit 1; done
 	bash -n .ci/run
 	@if command -v cargo-deny >/dev/null; then \
 	    echo "$(CARGO) deny check licenses bans sources"; \

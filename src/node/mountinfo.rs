@@ -46,17 +46,8 @@ impl MountTable {
     /// # Errors
     /// As [`MountTable::read`].
     pub fn read_shared() -> io::Result<Arc<Self>> {
-        static SHARED: Mutex<Shared> = Mutex::new(Shared { begun: None, rest_until: None, table: None });
-        static WAITING: AtomicUsize = AtomicUsize::new(0);
-        let asked = Instant::now();
-        WAITING.fetch_add(1, Ordering::Relaxed);
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        let table = shared.read_since(asked);
-        // Kept for those who wait only.
-        if WAITING.fetch_sub(1, Ordering::Relaxed) == 1 {
-            shared.table = None;
-        }
-        table
+        static SHARED: Shared = Shared::new();
+        SHARED.read_since(Instant::now())
     }
 
     /// Parses the text of a mountinfo file. Mount points may hold any bytes, while
@@ -97,23 +88,54 @@ impl MountTable {
 /// The rest after a read, as a multiple of the time that it took, and its limit.
 const REST: (u32, Duration) = (10, Duration::from_millis(20));
 
-/// The last table that was read for several.
+/// What threads share of their reads.
 struct Shared {
+    last: Mutex<Last>,
+    /// How many threads have asked and have no table yet.
+    waiting: AtomicUsize,
+}
+
+/// The last read.
+struct Last {
     begun: Option<Instant>,
     rest_until: Option<Instant>,
+    /// Kept for those who wait only.
     table: Option<Arc<MountTable>>,
 }
 
 impl Shared {
+    const fn new() -> Self {
+        Self { last: Mutex::new(Last { begun: None, rest_until: None, table: None }), waiting: AtomicUsize::new(0) }
+    }
+
     /// A table that was begun to be read after that time.
-    fn read_since(&mut self, asked: Instant) -> io::Result<Arc<MountTable>> {
-        if let Some(table) = self.table.as_ref().filter(|_| self.begun.is_some_and(|begun| begun >= asked)) {
-            return Ok(Arc::clone(table));
-        }
-        // Meanwhile others may ask.
-        if let Some(rest) = self.rest_until.and_then(|until| until.checked_duration_since(Instant::now())) {
+    fn read_since(&self, asked: Instant) -> io::Result<Arc<MountTable>> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = loop {
+            if let Some(table) = last.read_since(asked) {
+                break Ok(table);
+            }
+            let rest = last.rest_until.and_then(|until| until.checked_duration_since(Instant::now()));
+            let Some(rest) = rest.filter(|rest| !rest.is_zero()) else { break last.read() };
+            // Not with the lock: those who have asked before the last read need not rest.
+            drop(last);
             thread::sleep(rest);
+            last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        };
+        if self.waiting.fetch_sub(1, Ordering::Relaxed) == 1 {
+            last.table = None;
         }
+        table
+    }
+}
+
+impl Last {
+    fn read_since(&self, asked: Instant) -> Option<Arc<MountTable>> {
+        self.table.clone().filter(|_| self.begun.is_some_and(|begun| begun >= asked))
+    }
+
+    fn read(&mut self) -> io::Result<Arc<MountTable>> {
         let begun = Instant::now();
         let table = Arc::new(MountTable::read()?);
         let ended = Instant::now();
@@ -177,13 +199,34 @@ mod tests {
 
     #[test]
     fn a_shared_table_is_never_older_than_the_question() {
-        let mut shared = Shared { begun: None, rest_until: None, table: None };
+        let shared = Shared::new();
+        // One who never gets its table: it is kept for that one.
+        shared.waiting.store(1, Ordering::Relaxed);
         let before = Instant::now();
         let first = shared.read_since(before).expect("mountinfo is readable");
         let again = shared.read_since(before).expect("mountinfo is readable");
         assert!(Arc::ptr_eq(&first, &again), "both had asked before it was read");
         let later = shared.read_since(Instant::now()).expect("mountinfo is readable");
         assert!(!Arc::ptr_eq(&first, &later), "it was asked for after the first was read");
+    }
+
+    #[test]
+    fn who_asked_before_a_read_is_not_overtaken_by_who_asks_after_it() {
+        let shared = Shared::new();
+        shared.waiting.store(1, Ordering::Relaxed);
+        let before = Instant::now();
+        let first = shared.read_since(before).expect("mountinfo is readable");
+        shared.last.lock().expect("nobody has panicked").rest_until = Some(Instant::now() + Duration::from_secs(1));
+        thread::scope(|scope| {
+            let late = scope.spawn(|| shared.read_since(Instant::now()).expect("mountinfo is readable"));
+            while shared.waiting.load(Ordering::Relaxed) < 2 {
+                thread::yield_now();
+            }
+            // Let it get to its rest.
+            thread::sleep(Duration::from_millis(50));
+            let early = shared.read_since(before).expect("mountinfo is readable");
+            assert!(Arc::ptr_eq(&first, &early) && !late.is_finished(), "it has waited for another's rest");
+        });
     }
 
     #[test]

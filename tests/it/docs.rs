@@ -185,6 +185,7 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
         "docs/architecture.md",
         "docs/safety.md",
         "docs/configuration.md",
+        "docs/image.md",
         "docs/rights.md",
         "docs/plan.md",
         "docs/shadow.md",

@@ -25,6 +25,7 @@ mod golden;
 mod golden_agent;
 mod harness_test;
 mod identity;
+mod image;
 mod in_use;
 mod job;
 mod labels;

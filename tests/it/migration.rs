@@ -292,7 +292,7 @@ async fn the_page_on_migration_leads_from_the_go_provisioner_to_mooring_and_back
     let changed: Value =
         serde_json::to_value(daemonsets.get("local-volume-provisioner").await.expect("it is there again"))
             .expect("it is JSON");
-    assert_eq!(changed["spec"]["template"]["spec"]["containers"][0]["image"], "mooring:latest");
+    assert_eq!(changed["spec"]["template"]["spec"]["containers"][0]["image"], "mooring:0.1.0");
     desk.is_through();
     drop(shadow);
     let of_shadows: BTreeSet<_> = plane
