@@ -73,7 +73,11 @@ impl ApiError {
     }
 
     fn outcome(&self) -> &'static str {
-        if matches!(self, Self::Unknown(_)) { "unknown" } else { "refused" }
+        match self {
+            Self::Unknown(_) => "unknown",
+            Self::Forbidden(_) => "forbidden",
+            Self::NotFound | Self::AlreadyExists | Self::Conflict(_) | Self::Rejected(_) => "refused",
+        }
     }
 }
 

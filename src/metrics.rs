@@ -5,13 +5,14 @@
 //! explains all of them.
 
 pub mod contract;
+mod process;
 mod text;
 pub mod wipes;
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -87,7 +88,7 @@ struct KindLabels {
 pub struct ApiLabels {
     /// `get`, `list`, `create`, `patch`, `delete`, `review`.
     pub verb: &'static str,
-    /// `success`, `refused`, `unknown`.
+    /// `success`, `forbidden`, `refused`, `unknown`.
     pub outcome: &'static str,
 }
 
@@ -205,7 +206,7 @@ impl Metrics {
     /// # Errors
     /// Never in practice: it writes into memory.
     pub fn scrape(&self, status: &Status, format: Format) -> Result<String, fmt::Error> {
-        let wipes = self.under_way.count();
+        let wipes = self.under_way.count(Instant::now());
         let totals = status.totals();
         let mut registry = Registry::with_prefix(PREFIX);
         let volumes = Family::<VolumeLabels, Level>::default();
@@ -214,6 +215,15 @@ impl Metrics {
             volumes.get_or_create(&labels).set(u64::from(count));
         }
         registry.register("volumes", "Entries of the discovery directories by class and verdict", Described(volumes));
+        let missing = Family::<ClassLabels, Level>::default();
+        for (class, count) in status.missing() {
+            missing.get_or_create(&ClassLabels { class: class.to_owned() }).set(count.into());
+        }
+        registry.register(
+            "missing_volumes",
+            "Persistent volumes at whose path there is no volume that they could be",
+            Described(missing),
+        );
         registry.register(
             "publish_duration_seconds",
             "Time from when a volume is seen to when its persistent volume is made",
@@ -247,11 +257,25 @@ impl Metrics {
             "Bytes to do in all of the devices that are being wiped, over all passes",
             Described(planned),
         );
+        let idle = Family::<ClassLabels, Level>::default();
+        for (class, longest) in wipes.idle.clone() {
+            idle.get_or_create(&ClassLabels { class }).set(longest.as_secs());
+        }
+        registry.register(
+            "wipe_idle_seconds",
+            "Longest time that one of the wipes under way has made no progress",
+            Described(idle),
+        );
         registry.register("mass_release", "1 while the wipes of a mass release wait", self.brake.clone());
         registry.register(
             "limited",
             "1 for what is missing, so that less can be promised",
             Described(self.limited.clone()),
+        );
+        registry.register(
+            "ledger_not_writable",
+            "1 while the state directory can't be written",
+            level(totals.ledger_trouble.into()),
         );
         registry.register("config_reloads", "Changes of the config by outcome", Described(self.config_reloads.clone()));
         registry.register(
@@ -298,9 +322,12 @@ impl Metrics {
 
         let mut contract = Registry::with_prefix(contract::PREFIX);
         self.contract.register(&mut contract, totals, &wipes);
+        let mut process = Registry::default();
+        process::register(&mut process);
 
         let mut text = String::new();
         prometheus_client::encoding::text::encode_registry(&mut text, &contract)?;
+        prometheus_client::encoding::text::encode_registry(&mut text, &process)?;
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(match format {
             Format::OpenMetrics => text,

@@ -32,6 +32,8 @@ pub struct Totals {
     pub tainted: bool,
     /// How many volumes of claims that taint waits for.
     pub taint_waits_for: u32,
+    /// Whether the ledger can't be written.
+    pub ledger_trouble: bool,
 }
 
 impl Totals {
@@ -142,6 +144,17 @@ impl Status {
         }
         counts
     }
+
+    /// Of each class with an entry: how many PVs there are at whose path there is no volume.
+    #[must_use]
+    pub fn missing(&self) -> BTreeMap<&str, u32> {
+        let mut missing = BTreeMap::new();
+        for entry in &self.entries {
+            let is_missing = entry.pv.is_some() && entry.verdict.reason.is_no_volume();
+            *missing.entry(entry.class.as_str()).or_default() += u32::from(is_missing);
+        }
+        missing
+    }
 }
 
 #[cfg(test)]
@@ -171,6 +184,19 @@ mod tests {
         assert_eq!(status.update(second.clone()), second[..1]);
         assert_eq!(status.update(second), []);
         assert_eq!(status.counts()[&("c", Reason::Published)], 2);
+    }
+
+    #[test]
+    fn missing_is_a_pv_without_a_volume_and_no_entry_without_a_pv() {
+        let mut status = Status::default();
+        let with_pv = |name, reason| EntryStatus { pv: Some(format!("pv-{name}")), ..entry(name, reason) };
+        let mut entries = vec![entry("a", Reason::NotAMountPoint), with_pv("b", Reason::Published)];
+        status.update(entries.clone());
+        assert_eq!(status.missing(), BTreeMap::from([("c", 0)]));
+        entries.extend([with_pv("d", Reason::NotAMountPoint), with_pv("e", Reason::Vanished)]);
+        entries.push(with_pv("f", Reason::IdentityChanged));
+        status.update(entries);
+        assert_eq!(status.missing(), BTreeMap::from([("c", 2)]));
     }
 
     #[test]

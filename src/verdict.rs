@@ -122,6 +122,15 @@ impl Reason {
         }
     }
 
+    /// Whether it says that there is nothing which could be a volume.
+    #[must_use]
+    pub fn is_no_volume(self) -> bool {
+        matches!(
+            self,
+            Self::NotAMountPoint | Self::ModeMismatch | Self::ZeroCapacity | Self::Unsupported | Self::Vanished
+        )
+    }
+
     /// What an admin can do about it; empty where nothing needs doing.
     #[must_use]
     pub fn remedy(self) -> &'static str {

@@ -34,6 +34,7 @@ impl Controller {
         let node = self.cache.node().expect("a complete cache knows the Node");
         let taint = Taint::judge(&self.config, node, entries, self.cache.owned());
         let mut totals = Totals::of(self.cache.owned().values(), &self.config, &self.memory);
+        totals.ledger_trouble = self.books.trouble().is_some();
         totals.tainted = taint != Taint::Absent;
         totals.taint_waits_for = u32::try_from(taint.waits_for()).unwrap_or(u32::MAX);
         if self.shadow.is_none() {

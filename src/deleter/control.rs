@@ -139,7 +139,7 @@ impl Control {
         self.running.store(running, Ordering::Relaxed);
     }
 
-    pub(super) fn enter(&self, phase: Phase) {
+    pub(crate) fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
@@ -147,7 +147,7 @@ impl Control {
         if self.is_cancelled() { Err(WipeError::Cancelled) } else { Ok(()) }
     }
 
-    pub(super) fn advance(&self, by: u64) {
+    pub(crate) fn advance(&self, by: u64) {
         self.done.fetch_add(by, Ordering::Relaxed);
     }
 

@@ -22,6 +22,7 @@ pub mod hands;
 pub mod http;
 pub mod launch;
 pub mod node;
+pub mod prometheus;
 pub mod proxy;
 pub mod rbac;
 pub mod scratch;

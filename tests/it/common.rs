@@ -75,7 +75,7 @@ pub fn is_labelled(pv: &PersistentVolume) -> bool {
 /// How many calls to the API server of that verb an agent has counted, whatever their end.
 pub async fn calls(agent: &Agent, verb: &str) -> f64 {
     let mut sum = 0.0;
-    for outcome in ["success", "refused", "unknown"] {
+    for outcome in ["success", "forbidden", "refused", "unknown"] {
         let series = format!("mooring_api_requests_total{{verb=\"{verb}\",outcome=\"{outcome}\"}}");
         sum += agent.metric(&series).await.unwrap_or_default();
     }

@@ -28,7 +28,7 @@ async fn available(node: &TestNode, path: &Path) -> PersistentVolume {
 }
 
 /// GETs the metrics page with that header `Accept`: the answer's type, and the text.
-async fn scrape(agent: &Agent, accept: &str) -> (String, String) {
+pub async fn scrape(agent: &Agent, accept: &str) -> (String, String) {
     let (address, accept) = (agent.address().await, accept.to_owned());
     let answer = tokio::task::spawn_blocking(move || {
         let mut stream = TcpStream::connect(&address).expect("the agent listens");
@@ -54,7 +54,7 @@ fn families(text: &str) -> BTreeMap<&str, &str> {
 }
 
 /// The names of the labels of each family's samples.
-fn labels(text: &str) -> BTreeMap<&str, BTreeSet<&str>> {
+pub fn labels(text: &str) -> BTreeMap<&str, BTreeSet<&str>> {
     let mut labels: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     let families = families(text);
     for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -74,8 +74,11 @@ fn labels(text: &str) -> BTreeMap<&str, BTreeSet<&str>> {
 fn gauges(text: &str) -> BTreeMap<String, String> {
     let families = families(text);
     let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
-    let gauges =
-        samples.filter(|(series, _)| families.get(series.split('{').next().unwrap_or(series)) == Some(&"gauge"));
+    let gauges = samples.filter(|(series, _)| {
+        let name = series.split('{').next().unwrap_or(series);
+        // What the process takes is never the same.
+        families.get(name) == Some(&"gauge") && !name.starts_with("process_")
+    });
     gauges.map(|(series, value)| (series.to_owned(), value.to_owned())).collect()
 }
 
@@ -92,18 +95,18 @@ fn complaints(text: &str) -> String {
 
 /// A node with an agent that has published a filesystem and a device, wiped each of them
 /// once, and failed to wipe another filesystem.
-struct Scene {
-    node: TestNode,
-    agent: Agent,
+pub struct Scene {
+    pub node: TestNode,
+    pub agent: Agent,
     fast: String,
     raw: String,
-    _disks: Vec<LoopDisk>,
+    pub _disks: Vec<LoopDisk>,
 }
 
 const FILESYSTEM: u64 = 64 << 20;
 const DEVICE: u64 = 32 << 20;
 
-async fn scene(tag: &str) -> Scene {
+pub async fn scene(tag: &str) -> Scene {
     let node = TestNode::new(shared(), tag).await;
     let (fast, raw) = (node.class("fast", "Delete").await, node.class("raw", "Delete").await);
     let (mounts, links) = (node.discovery_dir("mounts"), node.discovery_dir("links"));
@@ -210,9 +213,18 @@ async fn a_second_pass_leaves_every_gauge_as_it_was() {
     node.clean_up().await;
 }
 
-#[tokio::test]
-async fn how_far_a_wipe_is_shows_while_it_runs() {
-    let node = TestNode::new(shared(), "running").await;
+/// A node with an agent that is wiping a device, for half a minute.
+pub struct SlowWipe {
+    pub node: TestNode,
+    pub agent: Agent,
+    pub disk: LoopDisk,
+    class: String,
+    planned: String,
+    done: String,
+}
+
+pub async fn slow_wipe(tag: &str) -> SlowWipe {
+    let node = TestNode::new(shared(), tag).await;
     let class = node.class("raw", "Delete").await;
     let disks = node.discovery_dir("disks");
     let disk = LoopDisk::new(node.dir(), DEVICE);
@@ -222,13 +234,21 @@ async fn how_far_a_wipe_is_shows_while_it_runs() {
     let pv = available(&node, &link).await;
     let claim = node.bind(name(&pv)).await;
     node.release(&claim).await;
-    let running = format!("{GO}proctable_running");
-    agent.wait_metric(&running, |count| count > 0.5, SOON).await;
     let (done, planned) = (
         format!("mooring_wipe_done_bytes{{class=\"{class}\"}}"),
         format!("mooring_wipe_planned_bytes{{class=\"{class}\"}}"),
     );
     agent.wait_metric(&planned, |bytes| bytes >= DEVICE as f64, SOON).await;
+    SlowWipe { node, agent, disk, class, planned, done }
+}
+
+#[tokio::test]
+async fn how_far_a_wipe_is_shows_while_it_runs() {
+    let SlowWipe { node, agent, disk: _disk, class, planned, done } = slow_wipe("running").await;
+    let running = format!("{GO}proctable_running");
+    agent.wait_metric(&running, |count| count > 0.5, SOON).await;
+    let idle = agent.metric(&format!("mooring_wipe_idle_seconds{{class=\"{class}\"}}")).await;
+    assert!(idle.is_some_and(|seconds| seconds < 30.0), "{idle:?}");
     let first = agent.wait_metric(&done, |bytes| bytes > 0.0, SOON).await;
     let later = agent.wait_metric(&done, |bytes| bytes > first, SOON).await;
     assert!(later < agent.metric(&planned).await.expect("it runs"));
@@ -300,7 +320,9 @@ async fn every_family_is_documented_and_every_documented_one_is_there() {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).expect("it is there");
     // | `name` | type | `label`, `label` | meaning | what to do |
     let mut documented: BTreeMap<&str, (&str, BTreeSet<&str>)> = BTreeMap::new();
-    for row in page.lines().filter(|line| line.starts_with("| `mooring_") || line.starts_with(&format!("| `{GO}"))) {
+    let is_row =
+        |line: &&str| ["mooring_", "process_", GO].iter().any(|start| line.starts_with(&format!("| `{start}")));
+    for row in page.lines().filter(is_row) {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
         assert_eq!(cells.len(), 5, "{row}");
         let of_labels = cells[2].split('`').skip(1).step_by(2).collect();
