@@ -15,12 +15,14 @@ TARGET_DIR = $(abspath $(or $(CARGO_TARGET_DIR),target))
 BINARY = $(TARGET_DIR)/$(HOST)/release/mooring
 CLUSTER = .build/cluster
 CLUSTER_SOURCES = $(wildcard tests/cluster/*.go) tests/cluster/go.mod tests/cluster/go.sum
+HELM = .build/helm
 
 # Where Kubernetes' programs keep their version; clients refuse one without.
 STAMP = k8s.io/component-base/version
 KUBERNETES = $(shell sed -n 's,^.*k8s.io/kubernetes v,v,p' tests/cluster/go.mod)
 MAJOR = $(subst v,,$(word 1,$(subst ., ,$(KUBERNETES))))
 MINOR = $(word 2,$(subst ., ,$(KUBERNETES)))
+HELM_VERSION = $(word 2,$(shell grep helm.sh/helm/v3 tests/cluster/go.mod))
 
 .PHONY: help
 help: ## List the targets (the default)
@@ -42,6 +44,18 @@ $(CLUSTER): $(CLUSTER_SOURCES)
 	@mkdir -p $(@D)
 	cd tests/cluster && CGO_ENABLED=0 $(GO) build -trimpath -o ../../$@.new \
 	    -ldflags "-s -w -X $(STAMP).gitVersion=$(KUBERNETES) -X $(STAMP).gitMajor=$(MAJOR) -X $(STAMP).gitMinor=$(MINOR)"
+	@mv $@.new $@
+
+.PHONY: helm
+helm: $(HELM) ## Build helm, which tests install the chart with
+
+$(HELM): tests/cluster/go.mod tests/cluster/go.sum
+	@echo "Building helm $(HELM_VERSION) into $@"
+	@mkdir -p $(@D)
+	cd tests/cluster && CGO_ENABLED=0 $(GO) build -trimpath -o ../../$@.new \
+	    -ldflags "-s -w -X helm.sh/helm/v3/internal/version.version=$(HELM_VERSION) \
+	        -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=$(MAJOR) -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=$(MINOR)" \
+	    helm.sh/helm/v3/cmd/helm
 	@mv $@.new $@
 
 .PHONY: demo
