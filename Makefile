@@ -26,7 +26,7 @@ HELM_VERSION = $(word 2,$(shell grep helm.sh/helm/v3 tests/cluster/go.mod))
 
 .PHONY: help
 help: ## List the targets (the default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what building and testing need (as root), or say what is missing
@@ -58,6 +58,10 @@ $(HELM): tests/cluster/go.mod tests/cluster/go.sum
 	    helm.sh/helm/v3/cmd/helm
 	@mv $@.new $@
 
+.PHONY: manifests
+manifests: $(HELM) ## Make deploy/manifests from the chart
+	deploy/manifests/generate $(HELM) deploy/manifests
+
 .PHONY: demo
 demo: ## Show the agent at work on a real control plane and real disks (as root)
 	@tests/setup --root "make demo"
@@ -65,7 +69,7 @@ demo: ## Show the agent at work on a real control plane and real disks (as root)
 	@MOORING_BIN='$(BINARY)' $(CARGO) run --quiet --example demo
 
 .PHONY: test
-test: setup build cluster ## Run every test: units, node level (as root), API server
+test: setup build cluster helm ## Run every test: units, node level (as root), API server
 	MOORING_BIN='$(BINARY)' $(CARGO) test --no-fail-fast
 
 .PHONY: bench
@@ -91,7 +95,7 @@ lint: setup ## Check form, lints and the direction of imports
 	tests/lint/imports src
 	@unformatted=$$(gofmt -l tests/cluster tests/fixtures); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	cd tests/cluster && CGO_ENABLED=0 $(GO) vet -trimpath ./...
-	for script in $$(grep -rlI '^#!/bin/sh' tests); do sh -n "$$script" || exit 1; done
+	for script in $$(grep -rlI '^#!/bin/sh' tests deploy); do sh -n "$$script" || exit 1; done
 	bash -n .ci/run
 	@if command -v cargo-deny >/dev/null; then \
 	    echo "$(CARGO) deny check licenses bans sources"; \
