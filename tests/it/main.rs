@@ -8,6 +8,7 @@ mod harness;
 
 mod adopted;
 mod busy;
+mod chart;
 mod claim;
 mod common;
 mod config_check;

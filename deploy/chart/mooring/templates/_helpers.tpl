@@ -58,9 +58,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{- /* "true" when a class says that block devices can be in its directory. */ -}}
+{{- /* "true" when the values say that block devices can be in a directory. */ -}}
 {{- define "mooring.hasDevices" -}}
-{{- $has := false -}}
+{{- $has := .Values.useJobForCleaning -}}
 {{- range .Values.classes -}}
 {{- if or (eq (default "" .volumeMode) "Block") .fsType .blockCleanerCommand .wipe (hasPrefix "/dev/" (printf "%s/" .hostDir)) -}}
 {{- $has = true -}}
