@@ -60,6 +60,7 @@ $(HELM): tests/cluster/go.mod tests/cluster/go.sum
 
 .PHONY: manifests
 manifests: $(HELM) ## Make deploy/manifests from the chart
+	@if [ -f deploy/monitoring/alerts.yaml ]; then cp deploy/monitoring/alerts.yaml deploy/chart/mooring/files/; fi
 	deploy/manifests/generate $(HELM) deploy/manifests
 
 .PHONY: demo

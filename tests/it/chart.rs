@@ -183,12 +183,27 @@ fn monitors_look_where_the_agents_are() {
     for (monitor, endpoints) in [(of_services, "endpoints"), (of_pods, "podMetricsEndpoints")] {
         assert_eq!(monitor["spec"]["namespaceSelector"]["matchNames"], json!([rbac::NAMESPACE]));
         assert_eq!(&monitor["spec"]["selector"]["matchLabels"], labels);
-        assert_eq!(monitor["spec"][endpoints][0]["port"], "metrics");
+        let endpoint = &monitor["spec"][endpoints][0];
+        let node = json!({ "sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node" });
+        assert_eq!((&endpoint["port"], &endpoint["relabelings"][0]), (&json!("metrics"), &node));
     }
     // What the Service's monitor selects, the Service bears.
     for (label, value) in labels.as_object().expect("they are a map") {
         assert_eq!(&service["metadata"]["labels"][label], value);
     }
+}
+
+#[test]
+fn the_alerts_are_those_of_the_project() {
+    let alerts = fs::read_to_string(chart().join("files/alerts.yaml")).expect("it can be read");
+    if let Ok(original) = fs::read_to_string(Path::new(ROOT).join("deploy/monitoring/alerts.yaml")) {
+        assert!(alerts == original, "the chart's files/alerts.yaml is out of date: run `make manifests`");
+    }
+    let alerts: Value = serde_saphyr::from_str(&alerts).expect("it is YAML");
+    let objects = render("prometheusRule: {enabled: true, additionalLabels: {release: prometheus}}");
+    let rule = one(&objects, "PrometheusRule");
+    assert!(alerts["groups"].as_array().is_some_and(|groups| !groups.is_empty()));
+    assert_eq!((&rule["spec"], &rule["metadata"]["labels"]["release"]), (&alerts, &json!("prometheus")));
 }
 
 #[test]
