@@ -363,6 +363,18 @@ fn rights_come_only_with_what_they_are_for() {
     let policies = |objects: &[Value]| of_kind(objects, "ValidatingAdmissionPolicy").len();
     assert_eq!(policies(&taint), policies(&plain) + 1);
     assert_eq!(policies(&render("admissionPolicy: {enabled: false}")), 0);
+    // What the policy of the own node takes for granted of host names, it may not with a selector.
+    let takes = |values: &str, expected: &str| {
+        let objects = render(values);
+        let variables = of_kind(&objects, "ValidatingAdmissionPolicy")
+            .into_iter()
+            .flat_map(|policy| policy["spec"]["variables"].as_array().cloned().unwrap_or_default());
+        let variable = variables.into_iter().find(|variable| variable["name"] == "hostNamesAreNodeNames");
+        assert_eq!(variable.expect("the policy has it")["expression"], expected, "{values}");
+    };
+    takes("", "true");
+    takes("admissionPolicy: {hostNamesAreNodeNames: false}", "false");
+    takes("classes: [{name: a, hostDir: /a, selector: [{matchExpressions: [{key: k, operator: Exists}]}]}]", "false");
     let none = render("rbac: {create: false}\nserviceAccount: {create: false, name: given}\nuseJobForCleaning: true");
     for kind in ["ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"] {
         assert!(of_kind(&none, kind).is_empty(), "{kind}");
@@ -385,6 +397,7 @@ fn other_names_are_other_names_everywhere() {
             assert_eq!((&subject["name"], &subject["namespace"]), (&json!("agent"), &json!("elsewhere")), "{name}");
         }
     }
-    assert!(text.contains("system:serviceaccount:elsewhere:agent"), "the policy of the start-up taint names it");
+    let named = text.matches("system:serviceaccount:elsewhere:agent").count();
+    assert_eq!(named, 2, "the policies of the own node and of the start-up taint name it");
     assert!(!text.contains("mooring-system"), "{text}");
 }

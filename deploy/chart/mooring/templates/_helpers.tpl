@@ -58,6 +58,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether the affinity of a new PV has to name the agent's own node and no other. */ -}}
+{{- define "mooring.hostNamesAreNodeNames" -}}
+{{- $are := .Values.admissionPolicy.hostNamesAreNodeNames -}}
+{{- range .Values.classes -}}
+{{- if .selector -}}{{- $are = false -}}{{- end -}}
+{{- end -}}
+{{- $are -}}
+{{- end -}}
+
 {{- /* "true" when the values say that block devices can be in a directory. */ -}}
 {{- define "mooring.hasDevices" -}}
 {{- $has := .Values.useJobForCleaning -}}
@@ -117,10 +126,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "mooring.capabilities" -}}
 - CHOWN
 - DAC_OVERRIDE
-- DAC_READ_SEARCH
 - FOWNER
 - FSETID
 - LINUX_IMMUTABLE
+- SETFCAP
 {{- end -}}
 
 {{- /* The discovery directories, in the order of their mountDirs: each once, and none that /dev shows anyway. */ -}}
