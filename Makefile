@@ -38,7 +38,7 @@ HELM_VERSION = $(word 2,$(shell grep helm.sh/helm/v3 tests/cluster/go.mod))
 
 .PHONY: help
 help: ## List the targets (the default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what building and testing need (as root), or say what is missing
@@ -74,6 +74,11 @@ $(HELM): tests/cluster/go.mod tests/cluster/go.sum
 	    helm.sh/helm/v3/cmd/helm
 	@mv $@.new $@
 
+.PHONY: manifests
+manifests: $(HELM) ## Make deploy/manifests from the chart
+	cp deploy/monitoring/alerts.yaml deploy/chart/mooring/files/
+	deploy/manifests/generate $(HELM) deploy/manifests
+
 .PHONY: demo
 demo: ## Show the agent at work on a real control plane and real disks (as root)
 	@tests/setup --root "make demo"
@@ -81,7 +86,7 @@ demo: ## Show the agent at work on a real control plane and real disks (as root)
 	@MOORING_BIN='$(BINARY)' $(CARGO) run --quiet --example demo
 
 .PHONY: test
-test: setup build cluster ## Run every test: units, node level (as root), API server
+test: setup build cluster helm ## Run every test: units, node level (as root), API server
 	MOORING_BIN='$(BINARY)' $(CARGO) test --no-fail-fast
 
 .PHONY: bench

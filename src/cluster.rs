@@ -92,6 +92,8 @@ impl From<kube::Error> for ApiError {
                     409 => Self::Conflict(message),
                     // How a patch says that the object has another UID.
                     422 if message.contains("metadata.uid") => Self::Conflict(message),
+                    // No right would help: the message of the policy says what does.
+                    403 if message.contains("ValidatingAdmissionPolicy") => Self::Rejected(message),
                     403 => Self::Forbidden(message),
                     401 => Self::Forbidden(format!("the token is not accepted ({message})")),
                     408 | 429 | 500.. => Self::Unknown(message),

@@ -1,7 +1,7 @@
 //! The agent under test: the real binary as a child process, in a mount namespace
 //! of its own that receives mounts from ours, with its own `ServiceAccount`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,13 +9,14 @@ use std::{fs, thread};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::thread::CapabilitySet;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::config_dir::ConfigDir;
 use super::node::TestNode;
 use super::scratch::unique;
-use super::{http, launch, rbac};
+use super::{confine, http, is_root, launch, rbac};
 
 const POLL: Duration = Duration::from_millis(5);
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,6 +37,8 @@ pub struct AgentOptions<'a> {
     /// Whether it runs as in the DaemonSet of the Go provisioner: no subcommand or flag but
     /// `args`, and its configuration where that has it.
     pub as_old: bool,
+    /// Run as in a container without privileges but these; see [`confine`].
+    pub confined: Option<CapabilitySet>,
     /// Further environment variables; they win over the harness's own.
     pub env: &'a [(&'a str, &'a str)],
     /// The program, where Cargo does not name it (a demo): else `MOORING_BIN`, else Cargo's.
@@ -58,7 +61,8 @@ impl Agent {
         let mut command = if options.as_old {
             launch::old_command_line(&binary, config.path())
         } else {
-            let mut command = launch::command_line(&binary);
+            // A confinement is a namespace of its own, and forbids to make another.
+            let mut command = launch::command_line_in(&binary, is_root() && options.confined.is_none());
             command.args((!options.bare).then_some("agent")).arg("--config-dir").arg(config.path());
             command.args(["--listen-address", "127.0.0.1:0", "--log-format", "json"]);
             command
@@ -70,7 +74,14 @@ impl Agent {
         command.env("MY_NODE_NAME", node.name()).env("MY_NAMESPACE", rbac::NAMESPACE);
         command.env("KUBECONFIG", node.kubeconfig()).envs(options.env.iter().copied()).stdin(Stdio::null());
         let lines = Arc::default();
-        let child = launch::spawn(command, Arc::clone(&lines));
+        let writable = [node.root().to_owned(), node.state_dir()];
+        let confined = options.confined;
+        let prepare = move || {
+            if let Some(capabilities) = confined {
+                confine::confine(capabilities, &writable.each_ref().map(PathBuf::as_path));
+            }
+        };
+        let child = launch::spawn_after(prepare, command, Arc::clone(&lines));
         Self { child, ended: false, config, lines }
     }
 

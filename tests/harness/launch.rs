@@ -19,9 +19,14 @@ pub fn binary(given: Option<&Path>) -> PathBuf {
 
 /// The start of a command line that runs the program. Both helpers exec what follows, so the process id stays the child's own.
 pub fn command_line(binary: &Path) -> Command {
+    command_line_in(binary, is_root())
+}
+
+/// The same; whether in a namespace of its own is told.
+pub fn command_line_in(binary: &Path, own_namespace: bool) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]);
-    if is_root() {
+    if own_namespace {
         command.args(["unshare", "--mount", "--propagation", "slave", "--"]);
     }
     command.arg(binary);
@@ -39,9 +44,19 @@ pub fn old_command_line(binary: &Path, config: &Path) -> Command {
 
 /// Runs the command on the thread that then collects its output: a parent-death
 /// signal follows the thread, and this one lives as long as the output does.
-pub fn spawn(mut command: Command, lines: Arc<Mutex<Vec<String>>>) -> Child {
+pub fn spawn(command: Command, lines: Arc<Mutex<Vec<String>>>) -> Child {
+    spawn_after(|| {}, command, lines)
+}
+
+/// The same; before, that thread does something to itself that the command inherits.
+pub fn spawn_after(
+    prepare: impl FnOnce() + Send + 'static,
+    mut command: Command,
+    lines: Arc<Mutex<Vec<String>>>,
+) -> Child {
     let (sender, started) = channel();
     thread::spawn(move || {
+        prepare();
         let (output, input) = std::io::pipe().expect("a pipe can be made");
         command.stdout(input.try_clone().expect("a descriptor can be copied")).stderr(input);
         let child = command.spawn().expect("the agent can be run (needs util-linux's setpriv and unshare)");

@@ -16,6 +16,7 @@ pub mod agent;
 pub mod audit;
 pub mod cluster;
 pub mod config_dir;
+pub mod confine;
 pub mod disk;
 pub mod frozen;
 pub mod hands;

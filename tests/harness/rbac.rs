@@ -8,6 +8,7 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 /// The namespace that the manifest makes.
@@ -15,11 +16,34 @@ pub const NAMESPACE: &str = "mooring-system";
 /// The agent's `ServiceAccount` in it.
 pub const SERVICE_ACCOUNT: &str = "mooring";
 
-/// Applies the agent's rights and the admission policy of `deploy/manifests`, and returns
-/// once the rights are in force.
+/// Applies the agent's rights and the admission policies of `deploy/manifests`, and returns
+/// once they are in force.
 pub async fn apply(client: &kube::Client) {
     apply_files(client, &["rbac.yaml", "policy.yaml"]).await;
     wait_right(client, SERVICE_ACCOUNT, "list", VOLUMES, true).await;
+    wait_denied(client, "the token of the agent names no node").await;
+}
+
+/// Waits until the agent's account, by a token of no node, may not make a PV, for that reason.
+async fn wait_denied(client: &kube::Client, why: &str) {
+    let pv = json!({
+        "metadata": { "generateName": "policy-" },
+        "spec": { "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteOnce"], "hostPath": { "path": "/nowhere" } },
+    });
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let request = http::Request::post("/api/v1/persistentvolumes?dryRun=All")
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .header("Impersonate-User", format!("system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"))
+            .body(pv.to_string().into_bytes())
+            .expect("it is a request");
+        let answer = client.request::<Value>(request).await;
+        if matches!(&answer, Err(kube::Error::Api(status)) if status.message.contains(why)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not denied for the reason {why:?}: {answer:?}");
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Applies the optional right to take the start-up taint off a Node.
@@ -30,10 +54,14 @@ pub async fn apply_taint_right(client: &kube::Client) {
 
 async fn apply_files(client: &kube::Client, files: &[&str]) {
     for file in files {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests").join(file);
-        let text = std::fs::read_to_string(path).expect("the manifests are there");
-        apply_manifest(client, &text).await;
+        apply_manifest(client, &manifest(file)).await;
     }
+}
+
+/// The text of a file in `deploy/manifests`.
+pub fn manifest(file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/manifests").join(file);
+    std::fs::read_to_string(path).expect("the manifests are there")
 }
 
 const VOLUMES: &str = "persistentvolumes";
@@ -88,7 +116,7 @@ pub async fn give_ours(client: &kube::Client, name: &str, ours: bool) {
 
 async fn give(client: &kube::Client, name: &str, rules: Vec<PolicyRule>) {
     let roles: Api<ClusterRole> = Api::all(client.clone());
-    let rules = Patch::Merge(serde_json::json!({ "rules": rules }));
+    let rules = Patch::Merge(json!({ "rules": rules }));
     roles.patch(name, &PatchParams::default(), &rules).await.expect("a ClusterRole can be changed");
 }
 

@@ -183,6 +183,8 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
         "README.md",
         "CONTRIBUTING.md",
         "docs/architecture.md",
+        "docs/install.md",
+        "docs/chart.md",
         "docs/safety.md",
         "docs/configuration.md",
         "docs/image.md",
