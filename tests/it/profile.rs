@@ -17,8 +17,8 @@ use rustix::fs::{IFlags, XattrFlags};
 use rustix::thread::CapabilitySet;
 
 use crate::common::{SOON, wait_verdict};
-use crate::harness::confine::FILESYSTEM;
 use crate::harness::config_dir::storage_class_map;
+use crate::harness::confine::FILESYSTEM;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
@@ -206,7 +206,8 @@ async fn without_one_of_its_capabilities_a_wipe_waits_and_says_for_which() {
 
 #[test]
 fn the_profiles_of_the_documents_are_those_that_were_tested() {
-    let page = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/rights.md")).expect("it is there");
+    let page =
+        fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/rights.md")).expect("it is there");
     let names: Vec<&str> = USES.iter().map(|(_, name, _)| name.strip_prefix("CAP_").expect("it is one")).collect();
     assert!(page.contains(&format!("add: [{}]", names.join(", "))), "{names:?}");
     for name in names {
