@@ -20,4 +20,5 @@ macro_rules! scenarios {
 scenarios! {
     s01
     s04
+    stage_test
 }

@@ -174,9 +174,10 @@ impl Alone {
         Disturb(SITE.node(node)).stop_kubelet();
     }
 
-    /// Starts a stopped kubelet; returns when all nodes are Ready.
+    /// Starts a stopped kubelet; returns when it knows its pods and all nodes are Ready.
     pub async fn start_kubelet(&self, node: usize) {
         Disturb(SITE.node(node)).start_kubelet();
+        SITE.wait_kubelet(node).await;
         SITE.wait_nodes(&self.client()).await;
     }
 
@@ -195,10 +196,12 @@ impl Alone {
         Disturb(SITE.node(node)).power_off();
     }
 
-    /// Starts a node after [`Self::power_off`]; returns when all nodes are Ready and have their agents.
+    /// Starts a node after [`Self::power_off`]; returns when all nodes are Ready and it has another agent.
     pub async fn power_on(&self, node: usize) {
+        let before = self.agent_pod(node).await;
         Disturb(SITE.node(node)).power_on();
+        SITE.wait_kubelet(node).await;
         SITE.wait_nodes(&self.client()).await;
-        self.wait_agents().await;
+        self.wait_other_agent(node, &before).await;
     }
 }

@@ -140,6 +140,14 @@ impl Daemon {
         }
     }
 
+    /// Starts it again if it has ended by itself, as an init system does.
+    pub fn revive(&self, host: &Host) {
+        let ended = |child: &mut Child| child.try_wait().expect("a child can be waited for").is_some();
+        if self.child().take_if(ended).is_some() {
+            self.start(host);
+        }
+    }
+
     /// Panics when it has ended.
     pub fn assert_running(&self) {
         let status = self.child().as_mut().and_then(|child| child.try_wait().expect("a child can be waited for"));

@@ -10,6 +10,9 @@ use super::supervisor;
 /// Where containerd listens, on its own machine.
 pub const SOCKET: &str = "/run/containerd/containerd.sock";
 
+/// Where a kubelet says which pods it has, at its node's address, by plain HTTP.
+pub const READ_ONLY_PORT: u16 = 10255;
+
 const CONTAINERD: &str = "/run/mooring/containerd.toml";
 const KUBELET: &str = "/run/mooring/kubelet.yaml";
 const KUBECONFIG: &str = "/run/mooring/kubeconfig";
@@ -62,7 +65,7 @@ kubeAPIQPS: 200
 localStorageCapacityIsolation: false
 oomScoreAdj: 0
 podLogsDir: /var/log/pods
-readOnlyPort: 0
+readOnlyPort: {READ_ONLY_PORT}
 resolvConf: \"\"
 # How soon pods see a change of their ConfigMap; a minute else.
 syncFrequency: 5s

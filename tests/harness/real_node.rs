@@ -10,9 +10,9 @@ use nix::unistd::Pid;
 
 use super::disk::{self, LoopDisk, run};
 use super::host::{Daemon, Host};
-use super::kubelet::{SOCKET, Settings};
+use super::kubelet::{READ_ONLY_PORT, SOCKET, Settings};
 use super::scratch::Scratch;
-use super::{cgroup, eventually};
+use super::{cgroup, eventually, http};
 
 /// Below it are the discovery directories, one a class.
 pub const DISKS: &str = "/mnt/disks";
@@ -59,6 +59,14 @@ impl RealNode {
     /// Its name, and the value of its label `kubernetes.io/hostname`.
     pub fn name(&self) -> &str {
         &self.settings.name
+    }
+
+    /// Whether its kubelet runs and knows its pods, and among them those of that namespace. One that
+    /// has ended is started again: it does not wait for containerd to be ready.
+    pub fn has_pods_of(&self, namespace: &str) -> bool {
+        self.kubelet.revive(&self.host);
+        let page = http::get(&format!("{}:{READ_ONLY_PORT}", self.settings.address), "/pods");
+        page.is_ok_and(|(status, pods)| status == 200 && pods.contains(&format!(r#""namespace":"{namespace}""#)))
     }
 
     /// Does something on the machine: mounts, files, programs ([`disk`] is made for it). Paths

@@ -79,6 +79,9 @@ impl Site {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime can be made").block_on(async {
                 let client = self.client().await;
+                for node in 0..self.nodes.len() {
+                    self.wait_kubelet(node).await;
+                }
                 self.wait_nodes(&client).await;
                 self.wait_agents(&client).await;
             });
@@ -101,6 +104,19 @@ impl Site {
                 return;
             }
             assert!(Instant::now() < deadline, "not all nodes are Ready within {SOON:?}");
+            sleep(POLL).await;
+        }
+    }
+
+    /// Waits until a kubelet that was just started knows the pods of its node, with the agent's.
+    pub async fn wait_kubelet(&self, node: usize) {
+        let deadline = Instant::now() + SOON;
+        while !self.node(node).has_pods_of(NAMESPACE) {
+            assert!(
+                Instant::now() < deadline,
+                "the kubelet of {} is not there within {SOON:?}",
+                self.node(node).name()
+            );
             sleep(POLL).await;
         }
     }
