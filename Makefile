@@ -85,9 +85,16 @@ demo: ## Show the agent at work on a real control plane and real disks (as root)
 	@$(MAKE) --no-print-directory build cluster
 	@MOORING_BIN='$(BINARY)' $(CARGO) run --quiet --example demo
 
+# The file that `make image` writes.
+E2E = MOORING_BIN='$(BINARY)' MOORING_IMAGE=.build/image/mooring.tar
+
 .PHONY: test
-test: setup build cluster helm ## Run every test: units, node level (as root), API server
-	MOORING_BIN='$(BINARY)' $(CARGO) test --no-fail-fast
+test: setup build cluster helm image ## Run every test: units, node level (as root), API server, whole nodes
+	$(E2E) $(CARGO) test --no-fail-fast
+
+.PHONY: e2e
+e2e: setup build cluster helm image ## Run the scenarios: two kubelets, the image, the chart (as root)
+	$(E2E) $(CARGO) test --test e2e
 
 .PHONY: bench
 bench: setup build cluster ## Measure times, memory and API calls (as root)

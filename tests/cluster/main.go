@@ -5,13 +5,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/server/v3/etcdmain"
-	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/component-base/cli"
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
@@ -41,7 +41,7 @@ func main() {
 }
 
 func usage() {
-	fmt.Fprintln(os.Stderr, "usage: cluster up --dir DIR [--audit] | etcd | kube-apiserver | "+
+	fmt.Fprintln(os.Stderr, "usage: cluster up --dir DIR [--audit] [--listen ADDRESS:PORT] | etcd | kube-apiserver | "+
 		"kube-controller-manager | kube-scheduler | kubelet | kubectl  [ARGS...]")
 	os.Exit(2)
 }
@@ -69,7 +69,7 @@ func runComponent(name string, argv []string) {
 	case "kube-scheduler":
 		command = scheduler.NewSchedulerCommand()
 	case "kubelet":
-		command = kubelet.NewKubeletCommand(genericapiserver.SetupSignalContext())
+		command = kubelet.NewKubeletCommand(context.Background()) // it sets up signals itself
 	case "kubectl":
 		command = kubectl.NewDefaultKubectlCommand()
 	}

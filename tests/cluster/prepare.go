@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -33,7 +34,18 @@ rules:
 - level: Metadata
 `
 
-func prepare(dir, assets string, audit bool) (*controlPlane, *description, error) {
+// options is what the command line of `up` says.
+type options struct {
+	dir    string
+	assets string
+	audit  bool
+	// listen is the address and port at which pods find the API server, which then
+	// listens at that port of every address; without it, at a free port of the loopback.
+	listen string
+}
+
+func prepare(options options) (*controlPlane, *description, error) {
+	dir := options.dir
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, nil, err
 	}
@@ -42,10 +54,18 @@ func prepare(dir, assets string, audit bool) (*controlPlane, *description, error
 		return nil, nil, err
 	}
 	etcdPort, peerPort, apiPort, kcmPort, schedulerPort := ports[0], ports[1], ports[2], ports[3], ports[4]
+	server, bind := fmt.Sprintf("127.0.0.1:%d", apiPort), "127.0.0.1"
+	if options.listen != "" {
+		address, err := netip.ParseAddrPort(options.listen)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--listen: %w", err)
+		}
+		server, bind, apiPort = address.String(), "0.0.0.0", int(address.Port())
+	}
 	in := func(name string) string { return filepath.Join(dir, name) }
 	token := randomToken()
 	out := &description{
-		Server:     fmt.Sprintf("https://127.0.0.1:%d", apiPort),
+		Server:     "https://" + server,
 		Kubeconfig: in("admin.kubeconfig"),
 		CA:         in("apiserver.crt"),
 		Token:      token,
@@ -67,13 +87,17 @@ func prepare(dir, assets string, audit bool) (*controlPlane, *description, error
 	etcdURL := fmt.Sprintf("http://127.0.0.1:%d", etcdPort)
 	peerURL := fmt.Sprintf("http://127.0.0.1:%d", peerPort)
 	apiserverArgs := []string{
-		"--etcd-servers", etcdURL, "--cert-dir", dir, "--secure-port", fmt.Sprint(apiPort), "--bind-address", "127.0.0.1",
+		"--etcd-servers", etcdURL, "--cert-dir", dir, "--secure-port", fmt.Sprint(apiPort), "--bind-address", bind,
 		"--service-account-issuer", "https://kubernetes.default.svc", "--service-account-key-file", in("sa.pub"),
 		"--service-account-signing-key-file", in("sa.key"), "--token-auth-file", in("tokens.csv"),
 		"--authorization-mode", "Node,RBAC", "--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged=true",
 		"--endpoint-reconciler-type", "none", "--kubelet-preferred-address-types", "InternalIP",
 	}
-	if audit {
+	if options.listen != "" {
+		host, _, _ := net.SplitHostPort(server)
+		apiserverArgs = append(apiserverArgs, "--advertise-address", host)
+	}
+	if options.audit {
 		out.AuditLog = in("audit.log")
 		apiserverArgs = append(apiserverArgs, "--audit-policy-file", in("audit-policy.yaml"), "--audit-log-path", out.AuditLog)
 	}
@@ -84,7 +108,7 @@ func prepare(dir, assets string, audit bool) (*controlPlane, *description, error
 	plane := &controlPlane{dir: dir}
 	add := func(name, health string, stop syscall.Signal, args ...string) {
 		plane.components = append(plane.components, &component{
-			name: name, health: health, stop: stop, log: in(name + ".log"), args: append(executable(assets, name), args...),
+			name: name, health: health, stop: stop, log: in(name + ".log"), args: append(executable(options.assets, name), args...),
 		})
 	}
 	add("etcd", etcdURL+"/health", syscall.SIGTERM, "--data-dir", in("etcd"), "--listen-client-urls", etcdURL,

@@ -78,17 +78,19 @@ type controlPlane struct {
 
 func supervise(args []string) int {
 	flags := flag.NewFlagSet("cluster up", flag.ExitOnError)
-	dir := flags.String("dir", "", "an empty directory for data, logs and credentials")
-	audit := flags.Bool("audit", false, "record every request in DIR/audit.log")
-	assets := flags.String("assets", "", "directory with etcd, kube-apiserver, … to run instead of the built-in ones")
+	var options options
+	flags.StringVar(&options.dir, "dir", "", "an empty directory for data, logs and credentials")
+	flags.BoolVar(&options.audit, "audit", false, "record every request in DIR/audit.log")
+	flags.StringVar(&options.assets, "assets", "", "directory with etcd, kube-apiserver, … to run instead of the built-in ones")
+	flags.StringVar(&options.listen, "listen", "", "ADDRESS:PORT of this machine at which pods find the API server (else a free port of 127.0.0.1)")
 	flags.Parse(args)
-	if *dir == "" {
+	if options.dir == "" {
 		fmt.Fprintln(os.Stderr, "cluster: --dir is missing")
 		return 2
 	}
 	runtime.LockOSThread()
 
-	plane, description, err := prepare(*dir, *assets, *audit)
+	plane, description, err := prepare(options)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
 		return 1

@@ -19,6 +19,9 @@ use super::supervisor::{Supervisor, binary};
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// Where pods find the API server: the address of the Service `kubernetes`.
+pub const IN_CLUSTER: &str = "10.96.0.1:443";
+
 /// How to start a control plane.
 #[derive(Clone, Copy, Default)]
 pub struct Options {
@@ -55,12 +58,27 @@ pub fn shared() -> &'static ControlPlane {
 impl ControlPlane {
     /// Starts one of its own and returns when it is ready.
     pub fn start(options: Options) -> Self {
+        let plane = Self::launch(options, None);
+        plane.set_up();
+        plane
+    }
+
+    /// Starts one for nodes with pods: it answers at [`IN_CLUSTER`], an address that this machine
+    /// must have, and the agent's access rights are left to the chart.
+    pub fn start_for_pods(options: Options) -> Self {
+        Self::launch(options, Some(IN_CLUSTER))
+    }
+
+    fn launch(options: Options, listen: Option<&str>) -> Self {
         let scratch = Scratch::new("cluster");
         let data = scratch.path().join("data");
         let mut command = Command::new(binary());
         command.arg("up").arg("--dir").arg(&data);
         if options.audit {
             command.arg("--audit");
+        }
+        if let Some(listen) = listen {
+            command.args(["--listen", listen]);
         }
         if let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") {
             command.arg("--assets").arg(assets);
@@ -70,7 +88,7 @@ impl ControlPlane {
         let description = ready.strip_prefix("ready ").expect("the control plane's first line says that it is ready");
         let description: Value = serde_json::from_str(description).expect("the description is JSON");
         let field = |name: &str| description[name].as_str().map(str::to_owned);
-        let plane = Self {
+        Self {
             kubeconfig: field("kubeconfig").expect("the description names a kubeconfig").into(),
             server: field("server").expect("the description names the server"),
             ca: field("ca").expect("the description names the CA").into(),
@@ -79,9 +97,7 @@ impl ControlPlane {
                 scratch,
                 audit_log: field("auditLog").map(PathBuf::from),
             },
-        };
-        plane.set_up();
-        plane
+        }
     }
 
     /// Uses the cluster that a kubeconfig's current context names.

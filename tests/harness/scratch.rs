@@ -71,9 +71,9 @@ fn remove(path: &Path) {
     }
 }
 
-/// The mount points at or below `path` in this process's mount table, in the order they were mounted.
+/// The mount points at or below `path` in this thread's mount table, in the order they were mounted.
 pub fn mounts_below(path: &Path) -> Vec<PathBuf> {
-    let table = fs::read("/proc/self/mountinfo").expect("the mount table can be read");
+    let table = fs::read("/proc/thread-self/mountinfo").expect("the mount table can be read");
     table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))

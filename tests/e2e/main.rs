@@ -1,0 +1,24 @@
+//! What people do with local volumes, on two nodes with real kubelets and containers: the image
+//! as a pod, the chart installed by helm. Each scenario is a file, and named in docs.
+
+#![allow(clippy::disallowed_methods)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod stage;
+
+/// The scenarios' modules, each with the `CLASSES` that it wants the chart installed with.
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        $(mod $name;)*
+        /// All classes: of each its name and further fields, as JSON.
+        const CLASSES: &[&[(&str, &str)]] = &[$($name::CLASSES),*];
+    };
+}
+
+scenarios! {
+    s01
+    s04
+    stage_test
+}

@@ -1,0 +1,207 @@
+//! The cluster that all scenarios share, and who has it: most at the same time, each with classes,
+//! a namespace and directories of its own; those that disturb the others, alone.
+
+#![allow(dead_code)] // No scenario uses all of it.
+
+use std::ops::Deref;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, ResourceExt};
+use serde_json::Value;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::time::{Instant, sleep};
+
+use crate::harness::evidence::Evidence;
+use crate::harness::helm;
+use crate::harness::http;
+use crate::harness::pods::Tenant;
+use crate::harness::rbac::NAMESPACE;
+use crate::harness::real_node::{Disturb, RealNode};
+use crate::harness::site::{SOON, Site, container_id};
+
+/// How many nodes there are.
+const NODES: usize = 2;
+const AGENT_PORT: u16 = 8080;
+
+static TURN: RwLock<()> = RwLock::const_new(());
+static SITE: LazyLock<Site> = LazyLock::new(|| {
+    let classes = crate::CLASSES.iter().copied().flatten();
+    let class = |(name, further): &(&str, &str)| {
+        let further: Value = serde_json::from_str(further).expect("a class's further fields are JSON");
+        helm::class(name, &further)
+    };
+    Site::start(NODES, classes.map(class).collect())
+});
+
+/// One test's view of the cluster. Its name is the test's and its namespace's. When the test
+/// panics, logs and objects are collected.
+pub struct Scene {
+    tenant: Tenant<'static>,
+    _evidence: Evidence<'static>,
+    _turn: Turn,
+}
+
+enum Turn {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
+
+/// As a [`Scene`] that no other test runs beside: only this one may stop and restart what others need.
+pub struct Alone(Scene);
+
+/// Begins a test that runs beside others. The name is a valid namespace, such as `s04`.
+pub async fn shared(name: &str) -> Scene {
+    let turn = Turn::Shared { _guard: TURN.read().await };
+    Scene::new(name, turn).await
+}
+
+/// Begins a test that nothing runs beside.
+pub async fn alone(name: &str) -> Alone {
+    let turn = Turn::Alone { _guard: TURN.write().await };
+    Alone(Scene::new(name, turn).await)
+}
+
+impl Scene {
+    async fn new(name: &str, turn: Turn) -> Self {
+        // Before anything can fail.
+        let evidence = Evidence::of(&SITE, name);
+        Self { tenant: Tenant::new(&SITE, name).await, _evidence: evidence, _turn: turn }
+    }
+
+    /// A node, 0 or 1.
+    pub fn node(&self, number: usize) -> &'static RealNode {
+        SITE.node(number)
+    }
+
+    /// The agent's pod on a node.
+    pub async fn agent_pod(&self, node: usize) -> Pod {
+        SITE.agent_pod(&self.client(), node).await
+    }
+
+    /// What the agent on a node has logged since its container started.
+    pub async fn agent_logs(&self, node: usize) -> String {
+        let pod = self.agent_pod(node).await.name_any();
+        SITE.kubectl().must(&["--namespace", NAMESPACE, "logs", &pod], "")
+    }
+
+    /// GETs one of the agent's pages on a node: `/metrics`, `/volumes`, `/ready`.
+    pub async fn agent_page(&self, node: usize, path: &str) -> (u16, String) {
+        let pod = self.agent_pod(node).await;
+        let ip = pod.status.and_then(|status| status.pod_ip).expect("a pod that runs has an address");
+        http::get(&format!("{ip}:{AGENT_PORT}"), path).expect("the agent answers")
+    }
+
+    /// The value of one of the agent's series on a node, named with its labels as the page writes them.
+    pub async fn agent_metric(&self, node: usize, series: &str) -> Option<f64> {
+        http::metric(&self.agent_page(node, "/metrics").await.1, series)
+    }
+
+    /// The verdict of an entry and its sentence, from the agent's `/volumes`.
+    pub async fn verdict(&self, node: usize, class: &str, entry: &str) -> Option<(String, String)> {
+        let (_, page) = self.agent_page(node, "/volumes").await;
+        let lines: Vec<Value> = serde_json::from_str(&page).expect("/volumes is a JSON list");
+        let line = lines.into_iter().find(|line| line["class"] == class && line["entry"] == entry)?;
+        let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
+        Some((text("verdict"), text("detail")))
+    }
+}
+
+impl Deref for Scene {
+    type Target = Tenant<'static>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.tenant
+    }
+}
+
+impl Deref for Alone {
+    type Target = Scene;
+
+    fn deref(&self) -> &Scene {
+        &self.0
+    }
+}
+
+impl Alone {
+    /// Kills the agent on a node with SIGKILL; returns at once. The kubelet starts it again.
+    pub async fn kill_agent(&self, node: usize) {
+        let pod = self.agent_pod(node).await;
+        SITE.node(node).kill_container(container_id(&pod).expect("an agent's pod runs"));
+    }
+
+    /// As [`Self::kill_agent`]; returns when another one is ready.
+    pub async fn restart_agent(&self, node: usize) {
+        let before = self.agent_pod(node).await;
+        self.kill_agent(node).await;
+        self.wait_other_agent(node, &before).await;
+    }
+
+    /// Deletes the agent's pod on a node, which the DaemonSet replaces; returns when the new one is ready.
+    pub async fn delete_agent(&self, node: usize) {
+        let before = self.agent_pod(node).await;
+        let pods: Api<Pod> = Api::namespaced(self.client(), NAMESPACE);
+        pods.delete(&before.name_any(), &DeleteParams::default()).await.expect("a pod can be deleted");
+        self.wait_other_agent(node, &before).await;
+    }
+
+    async fn wait_other_agent(&self, node: usize, before: &Pod) {
+        let deadline = Instant::now() + SOON;
+        while container_id(&self.agent_pod(node).await) == container_id(before) {
+            assert!(Instant::now() < deadline, "the agent is the same one after {SOON:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.wait_agents().await;
+    }
+
+    /// Waits until the agents of the chart's present state are ready on all nodes.
+    pub async fn wait_agents(&self) {
+        SITE.wait_agents(&self.client()).await;
+    }
+
+    /// Upgrades the chart by further values (merged into those it was installed with); returns when the
+    /// agents are ready. Undo it by `helm_upgrade(json!({}))`.
+    pub async fn helm_upgrade(&self, further: Value) {
+        let mut values = helm::values(SITE.classes());
+        values.as_object_mut().expect("it is an object").extend(further.as_object().cloned().unwrap_or_default());
+        SITE.helm().apply(&values);
+        self.wait_agents().await;
+    }
+
+    /// Stops a node's kubelet; its pods go on.
+    pub fn stop_kubelet(&self, node: usize) {
+        Disturb(SITE.node(node)).stop_kubelet();
+    }
+
+    /// Starts a stopped kubelet; returns when it knows its pods and all nodes are Ready.
+    pub async fn start_kubelet(&self, node: usize) {
+        Disturb(SITE.node(node)).start_kubelet();
+        SITE.wait_kubelet(node).await;
+        SITE.wait_nodes(&self.client()).await;
+    }
+
+    /// Stops a node's containerd; its containers go on.
+    pub fn stop_containerd(&self, node: usize) {
+        Disturb(SITE.node(node)).stop_containerd();
+    }
+
+    /// Starts a stopped containerd; returns when it answers.
+    pub fn start_containerd(&self, node: usize) {
+        Disturb(SITE.node(node)).start_containerd();
+    }
+
+    /// As when the power goes: a node's daemons and containers end. What was mounted on it stays.
+    pub fn power_off(&self, node: usize) {
+        Disturb(SITE.node(node)).power_off();
+    }
+
+    /// Starts a node after [`Self::power_off`]; returns when all nodes are Ready and it has another agent.
+    pub async fn power_on(&self, node: usize) {
+        let before = self.agent_pod(node).await;
+        Disturb(SITE.node(node)).power_on();
+        SITE.wait_kubelet(node).await;
+        SITE.wait_nodes(&self.client()).await;
+        self.wait_other_agent(node, &before).await;
+    }
+}
