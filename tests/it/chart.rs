@@ -1,6 +1,7 @@
 //! The Helm chart: what it makes of values is what a real API server and the agent take, and
 //! wrong values are refused by name.
 
+mod install;
 mod manifests;
 mod values;
 
