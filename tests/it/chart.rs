@@ -1,6 +1,7 @@
 //! The Helm chart: what it makes of values is what a real API server and the agent take, and
 //! wrong values are refused by name.
 
+mod install;
 mod manifests;
 mod values;
 
@@ -90,6 +91,10 @@ fn container(objects: &[Value]) -> Container {
 
 #[test]
 fn helm_finds_nothing_wrong_with_the_chart() {
+    let chart = fs::read_to_string(chart().join("Chart.yaml")).expect("it can be read");
+    let chart: Value = serde_saphyr::from_str(&chart).expect("it is YAML");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!((&chart["version"], &chart["appVersion"]), (&json!(version), &json!(version)));
     for values in std::iter::once(String::new())
         .chain(examples().into_values().map(|path| fs::read_to_string(path).expect("it can be read")))
     {

@@ -60,6 +60,9 @@ fn kustomized(folder: &Path) -> Vec<Value> {
 fn kustomize_takes_the_manifests_and_their_options() {
     let base = Path::new(ROOT).join("deploy/manifests");
     let plain = kustomized(&base);
+    let image = &one(&plain, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["image"];
+    let jobs = text("deploy/manifests/components/jobs/kustomization.yaml");
+    assert!(jobs.contains(&format!("value: {}\n", image.as_str().expect("it is named"))), "{jobs}");
     assert_eq!(of_kind(&plain, "Role").len() + of_kind(&plain, "ServiceMonitor").len(), 0);
     let scratch = Scratch::new("overlay");
     // It takes no absolute paths.
