@@ -39,6 +39,7 @@ mod old_daemonset;
 mod outage;
 mod ownership;
 mod plan_command;
+mod prepare_disks;
 mod promql;
 mod properties;
 mod publish;
