@@ -192,6 +192,8 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
         "docs/rights.md",
         "docs/metrics.md",
         "docs/monitoring.md",
+        "docs/how-a-local-pv-is-mounted.md",
+        "docs/prepare-disks.md",
         "docs/plan.md",
         "docs/shadow.md",
         "docs/migration.md",

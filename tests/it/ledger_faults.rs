@@ -165,6 +165,7 @@ async fn nothing_happens_without_a_record(tag: &str, fault: impl Fn(&Scene) -> F
     scene.agent().wait_log(CANT, SOON).await;
     let place = scene.node.state_dir().display().to_string();
     scene.node.wait_event(scene.node.name(), "LedgerNotWritable", &place, SOON).await;
+    scene.agent().wait_metric("mooring_ledger_not_writable", |value| value > 0.5, SOON).await;
     let detail = wait_verdict(scene.agent(), &scene.stores[0].class, "later", "Pending").await;
     assert!(detail.contains("not before the ledger can be written"), "{detail}");
     let steps = async {
@@ -185,6 +186,7 @@ async fn nothing_happens_without_a_record(tag: &str, fault: impl Fn(&Scene) -> F
     };
     scene.never_offered(steps).await;
     scene.wait_ledger("offered").await;
+    scene.agent().wait_metric("mooring_ledger_not_writable", |value| value < 0.5, SOON).await;
     scene.end().await;
 }
 

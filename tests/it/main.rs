@@ -42,6 +42,7 @@ mod outage;
 mod ownership;
 mod plan_command;
 mod profile;
+mod prepare_disks;
 mod promql;
 mod properties;
 mod publish;

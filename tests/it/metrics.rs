@@ -273,13 +273,20 @@ async fn a_volume_that_is_exchanged_is_counted_as_a_mismatch() {
     let pv = available(&node, &volume).await;
     node.bind(name(&pv)).await;
     assert_eq!(agent.metric("mooring_identity_mismatches_total").await, Some(0.0));
+    // An empty directory is no volume to anybody, but it is missing where a PV names it.
+    let missing = format!("mooring_missing_volumes{{class=\"{class}\"}}");
+    fs::create_dir(disks.join("no-volume")).expect("a directory can be made");
+    wait_verdict(&agent, &class, "no-volume", "NotAMountPoint").await;
+    assert_eq!(agent.metric(&missing).await, Some(0.0));
     disk::umount(&volume);
+    agent.wait_metric(&missing, |count| count > 0.5, SOON).await;
     let other = LoopDisk::new(node.dir(), 16 << 20);
     other.format_ext4();
     other.mount_ext4(&volume);
     wait_verdict(&agent, &class, "v", "IdentityChanged").await;
     agent.wait_metric("mooring_identity_mismatches_total", |count| count > 0.5, SOON).await;
     assert_eq!(agent.metric("mooring_identity_mismatches_total").await, Some(1.0));
+    assert_eq!(agent.metric(&missing).await, Some(0.0));
     drop(agent);
     node.clean_up().await;
 }

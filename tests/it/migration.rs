@@ -26,9 +26,9 @@ use crate::harness::{Agent, AgentOptions, ControlPlane, Options, disk, launch, r
 const MIB: u64 = 1 << 20;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The commands of the page: under each heading, its blocks in order.
-fn commands() -> BTreeMap<String, Vec<String>> {
-    let page = fs::read_to_string(Path::new(ROOT).join("docs/migration.md")).expect("the page is there");
+/// The commands of a page: under each heading, its blocks in order.
+pub fn commands(page: &str) -> BTreeMap<String, Vec<String>> {
+    let page = fs::read_to_string(Path::new(ROOT).join(page)).expect("the page is there");
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let (mut heading, mut block) = (String::new(), None);
     for line in page.lines() {
@@ -59,8 +59,12 @@ impl Desk {
         let folder = node.dir().join("desk");
         fs::create_dir_all(folder.join("bin")).expect("a folder can be made");
         symlink(Path::new(ROOT).join("deploy"), folder.join("deploy")).expect("a link can be made");
-        let desk =
-            Self { folder, commands: commands(), typed: RefCell::default(), kubeconfig: plane.kubeconfig().to_owned() };
+        let desk = Self {
+            folder,
+            commands: commands("docs/migration.md"),
+            typed: RefCell::default(),
+            kubeconfig: plane.kubeconfig().to_owned(),
+        };
         // What would run in a pod runs here, with the pod's credentials and directories.
         desk.program(
             "kubectl",

@@ -1,13 +1,16 @@
-//! The names in a PromQL expression, as far as it takes to hold them to what the agent
+//! The names in a `PromQL` expression, as far as it takes to hold them to what the agent
 //! really tells. Whether it is one, Prometheus says.
 
 use std::collections::BTreeSet;
 
+/// A label, and the values that are asked for.
+pub type Matcher = (String, Vec<String>);
+
 /// What an expression names.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Names {
-    /// Metrics, each with its matchers: label, and the values that are asked for.
-    pub selectors: Vec<(String, Vec<(String, Vec<String>)>)>,
+    /// Metrics, each with its matchers.
+    pub selectors: Vec<(String, Vec<Matcher>)>,
     /// Labels by which is grouped or joined.
     pub labels: BTreeSet<String>,
 }
@@ -63,7 +66,7 @@ fn string(text: &str) -> (&str, &str) {
     text[1..].split_once('"').expect("a string ends")
 }
 
-fn matchers(mut rest: &str) -> (Vec<(String, Vec<String>)>, &str) {
+fn matchers(mut rest: &str) -> (Vec<Matcher>, &str) {
     let mut found = Vec::new();
     loop {
         rest = rest.trim_start_matches([' ', ',', '\n']);

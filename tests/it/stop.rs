@@ -151,6 +151,9 @@ async fn a_thread_that_the_kernel_holds_is_named_and_holds_up_nothing_else() {
     let uid = pv.metadata.uid;
     node.wait_pv(&other, |pv| pv.metadata.uid != uid && phase(pv) == "Available", SOON).await;
     assert_eq!(agent.get("/healthz").await.0, 200);
+    // Its bytes say nothing: it has not come to the first.
+    let idle = format!("mooring_wipe_idle_seconds{{class=\"{}-raw\"}}", node.name());
+    agent.wait_metric(&idle, |seconds| seconds >= 1.0, SOON).await;
 
     let start = Instant::now();
     agent.signal(Signal::SIGTERM);

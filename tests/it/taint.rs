@@ -280,6 +280,8 @@ async fn without_the_right_it_is_said_once_and_all_else_goes_on() {
     assert_eq!(told, 1);
     assert!(has(&taints(&node).await, KEY));
     agent.wait_metric("mooring_start_up_taint", |value| value > 0.5, SOON).await;
+    let forbidden = "mooring_api_requests_total{verb=\"patch\",outcome=\"forbidden\"}";
+    agent.wait_metric(forbidden, |count| count >= 2.0, SOON).await;
     drop(agent);
     node.clean_up().await;
 }
