@@ -1,12 +1,12 @@
 //! A claim is deleted: its volume is wiped and offered again.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, Permissions, set_permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use kube::api::ResourceExt;
 
-use crate::harness::disk::run;
+use crate::harness::disk::{LoopDisk, umount};
 use crate::harness::pods::PodSpec;
 use crate::stage;
 
@@ -19,10 +19,18 @@ const SECRET: &str = "the old tenant's secret";
 async fn s04_after_its_claim_a_volume_is_wiped_and_offered_again() {
     let scene = stage::shared("s04").await;
     let node = scene.node(0);
-    let (path, disk) = node.mount_ext4("s04", "disk", SIZE);
-    node.on_host(|| {
-        std::os::unix::fs::chown(&path, Some(1234), Some(5678)).expect("root can give a directory away");
-        run(std::process::Command::new("chmod").arg("2750").arg(&path));
+    let path = node.discovery("s04").join("disk");
+    // Its root directory is as it shall be before the agent can see it.
+    let disk = node.on_host(|| {
+        let disk = LoopDisk::new(node.dir(), SIZE);
+        disk.format_ext4();
+        let aside = node.dir().join("aside");
+        disk.mount_ext4(&aside);
+        chown(&aside, Some(1234), Some(5678)).expect("root can give a directory away");
+        set_permissions(&aside, Permissions::from_mode(0o2750)).expect("root can set a mode");
+        umount(&aside);
+        disk.mount_ext4(&path);
+        disk
     });
     let pv = scene.wait_available("s04", 0, "disk").await;
 

@@ -18,6 +18,11 @@ async fn a_pod_reads_and_writes_a_raw_device_of_its_node() {
     let node = scene.node(1);
     let (_, disk) = node.link_disk("stage-raw", "disk", SIZE);
     scene.wait_available("stage-raw", 1, "disk").await;
+    let (verdict, _) = scene.verdict(1, "stage-raw", "disk").await.expect("the agent has a verdict");
+    assert_eq!(verdict, "Published");
+    assert!(scene.verdict(0, "stage-raw", "disk").await.is_none(), "the other node has no such entry");
+    assert!(scene.agent_logs(1).await.contains("stage-raw"), "its log names the class");
+    assert_eq!(scene.agent_page(1, "/ready").await.0, 200);
     scene.claim_device("raw", "stage-raw", "1Mi");
     scene.run(&PodSpec::new("pod").device("raw", "/dev/raw")).await;
     scene.sh("pod", "echo through the pod | dd of=/dev/raw bs=512 conv=fsync");
