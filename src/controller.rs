@@ -6,6 +6,7 @@ mod act;
 mod books;
 mod limits;
 mod observe;
+mod pace;
 mod reload;
 mod results;
 mod scribe;
@@ -44,6 +45,7 @@ use crate::volume::NodeFacts;
 use act::{Done, Jobs, Tools};
 use books::Books;
 use limits::Limits;
+use pace::Pace;
 use shadow::Shadow;
 use taint::Untainting;
 use tell::Teller;
@@ -54,10 +56,6 @@ use turns::Turns;
 const MAX_IN_FLIGHT: usize = 96;
 /// Released PVs that are being looked after at the same time.
 const MAX_RECLAIMS: usize = 64;
-/// While PVs are being made, decisions are so many times as far apart as the last one
-/// took, within these bounds: each of a thousand answers is no reason to go through a
-/// thousand entries.
-const DECISION_REST: (u32, Duration, Duration) = (9, Duration::from_millis(10), Duration::from_millis(100));
 /// The loop comes round at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a stop waits for wipes to end.
@@ -135,8 +133,7 @@ pub struct Controller {
     reclaiming: BTreeMap<String, Arc<Control>>,
     stop: watch::Sender<bool>,
     dirty: bool,
-    decided_at: Option<Instant>,
-    decision_rest: Duration,
+    pace: Pace,
     /// The first decision since the last [`Controller::settle`].
     unsettled_since: Option<Instant>,
     /// The most calls at the same time since then.
@@ -209,8 +206,7 @@ impl Controller {
             reclaiming: BTreeMap::new(),
             stop,
             dirty: false,
-            decided_at: None,
-            decision_rest: DECISION_REST.1,
+            pace: Pace::default(),
             unsettled_since: None,
             calls_since_settled: 0,
             wake_at: None,
@@ -253,15 +249,19 @@ impl Controller {
 
     fn next_wake(&self) -> Instant {
         let now = Instant::now();
-        let rest = self.decided_at.filter(|_| self.dirty).map(|at| at + self.decision_rest);
+        let rest = self.pace.next(self.is_busy()).filter(|_| self.dirty);
         let settle = self.unsettled_since.filter(|_| self.work.is_empty()).map(|since| since + HEARTBEAT);
         let times = [rest, settle, self.wake_at, self.books.next_tick(), Some(self.resync_at), Some(now + HEARTBEAT)];
         times.into_iter().flatten().min().unwrap_or(now)
     }
 
     fn rested(&self) -> bool {
-        let busy = self.work.len() > self.reclaiming.len();
-        !busy || self.decided_at.is_none_or(|at| at.elapsed() >= self.decision_rest)
+        self.pace.next(self.is_busy()).is_none_or(|at| at <= Instant::now())
+    }
+
+    /// Whether PVs are being made or changed.
+    fn is_busy(&self) -> bool {
+        self.work.len() > self.reclaiming.len()
     }
 
     fn tick(&mut self) {
@@ -286,7 +286,7 @@ impl Controller {
         }
     }
 
-    /// Gives back what a burst of work has left behind: connections and memory.
+    /// Gives back what a burst of work has left behind: connections, memory, code that is run seldom.
     fn settle(&mut self) {
         if self.calls_since_settled > 1 {
             self.cluster.close_idle_connections();
@@ -295,6 +295,7 @@ impl Controller {
         self.calls_since_settled = 0;
         self.unsettled_since = None;
         ioctl::release_free_memory();
+        ioctl::release_code();
     }
 
     fn decide(&mut self) {
@@ -349,7 +350,6 @@ impl Controller {
         self.books.note(plan.records, &self.tools.scribe);
         self.heed_brakes(plan.brake);
         self.dirty = false;
-        self.decided_at = Some(now);
         self.unsettled_since.get_or_insert(now);
         self.wake_at = plan.wake_at;
         self.queue.extend(plan.actions.into_iter().inspect(|action| {
@@ -372,7 +372,7 @@ impl Controller {
             self.tools.metrics.identity_mismatches.inc_by(mismatches.count() as u64);
             self.teller.tell(&changed, owned, &self.node_name, events);
         });
-        self.decision_rest = (now.elapsed() * DECISION_REST.0).clamp(DECISION_REST.1, DECISION_REST.2);
+        self.pace.decided(now, now.elapsed());
     }
 
     /// Stops the wipes that an admin holds, and tells of a mass release.
