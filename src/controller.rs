@@ -286,7 +286,7 @@ impl Controller {
         }
     }
 
-    /// Gives back what a burst of work has left behind: connections, memory, code that is run seldom.
+    /// Gives back what a burst of work has left behind: connections and memory.
     fn settle(&mut self) {
         if self.calls_since_settled > 1 {
             self.cluster.close_idle_connections();
@@ -295,7 +295,6 @@ impl Controller {
         self.calls_since_settled = 0;
         self.unsettled_since = None;
         ioctl::release_free_memory();
-        ioctl::release_code();
     }
 
     fn decide(&mut self) {

@@ -1,5 +1,5 @@
 //! The ioctls on block devices and filesystems (`linux/fs.h`, `linux/loop.h`,
-//! `linux/btrfs.h`), and three calls into the C library. The
+//! `linux/btrfs.h`), and two calls into the C library. The
 //! only file with `unsafe` in it: each ioctl hands the kernel a pointer to a local
 //! value of exactly the type that the request asks for, and an fd that is borrowed,
 //! hence open.
@@ -210,27 +210,6 @@ pub fn release_free_memory() {
 /// Other C libraries have no such call.
 #[cfg(not(target_env = "gnu"))]
 pub fn release_free_memory() {}
-
-/// Takes the program's code and constants out of this process's memory until they are needed
-/// again: the kernel maps whole neighbourhoods of what is touched once. They stay in its cache.
-#[cfg(target_env = "gnu")]
-pub fn release_code() {
-    unsafe extern "C" {
-        // From the linker: the first byte of the program, and the end of its code.
-        static __executable_start: u8;
-        static etext: u8;
-    }
-    let page = rustix::param::page_size();
-    let (start, end) = (&raw const __executable_start, &raw const etext);
-    let length = (end.addr() - start.addr()) / page * page;
-    // SAFETY: all pages from the start to that of the end are of the program's file, and read
-    // only: what was dropped is read again from there.
-    unsafe { nix::libc::madvise(start.cast_mut().cast(), length, nix::libc::MADV_DONTNEED) };
-}
-
-/// Other C libraries' linkers may have no such names.
-#[cfg(not(target_env = "gnu"))]
-pub fn release_code() {}
 
 const _: () = assert!(size_of::<FileAttributes>() == 28, "the size of `struct fsxattr`");
 const _: () = assert!(size_of::<usize>() == 8, "mooring is built for 64-bit targets");
