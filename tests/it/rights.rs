@@ -135,7 +135,7 @@ async fn another_node_s_pvs_are_beyond_an_agent_s_reach() {
             match agent.patch(&name, &patch).await {
                 // Nothing would change by it.
                 Ok(now) => {
-                    assert_eq!(now.metadata.resource_version, before.metadata.resource_version, "{what}: {patch}")
+                    assert_eq!(now.metadata.resource_version, before.metadata.resource_version, "{what}: {patch}");
                 }
                 // The API server itself keeps the affinity.
                 Err(kube::Error::Api(status)) if status.code == 422 && patch["spec"]["nodeAffinity"].is_object() => {}
@@ -179,6 +179,13 @@ async fn of_its_own_pvs_an_agent_may_do_only_what_it_has_to() {
     ] {
         denied(&format!("to make {pv}"), agent.create(&pv).await, words);
     }
+    // Nothing but the name and perhaps a UID: else it could be signed for another node.
+    for by in ["-b", ".b", "-", &format!("-b-{UID}"), &format!(".b-{UID}"), &format!("-{UID}-b"), UID] {
+        let pv = with(pv.clone(), &annotated(BY, &format!("{}{by}", signature(own))));
+        denied(&format!("to make {pv}"), agent.create(&pv).await, "provisioned-by");
+    }
+    let by_another = with(pv.clone(), &annotated(BY, &format!("x{}", signature(own))));
+    denied("signed by another program", agent.create(&by_another).await, "provisioned-by");
     // What a node's agent makes, in each form of signing.
     let by_name = with(pv.clone(), &annotated(BY, &signature(own)));
     let quarantined = with(with(pv.clone(), &claim(UID)), &annotated("mooring.dev/quarantined", "x"));
