@@ -3,11 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::core::v1::{PersistentVolume, ServiceAccount};
 use k8s_openapi::api::rbac::v1::ClusterRole;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, ResourceExt};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -280,7 +281,7 @@ async fn the_policies_are_sound_and_concern_nobody_else() {
                 break checked;
             }
             assert!(Instant::now() < deadline, "the types of {name} are not checked");
-            sleep(std::time::Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(20)).await;
         };
         assert_eq!(checked.expression_warnings, None, "{name}");
     }
@@ -292,6 +293,38 @@ async fn the_policies_are_sound_and_concern_nobody_else() {
     let patch = json!({ "metadata": { "labels": { NODE_LABEL: "x" }, "finalizers": null } });
     others.patch(&name, &patch).await.expect("it may");
     others.delete(&name).await.expect("it may");
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn where_host_names_are_not_node_names_the_policy_can_be_told_and_still_keeps_nodes_apart() {
+    let plane = ControlPlane::start(Options::default());
+    // Too long for a label, so that even ours is a hash of it.
+    let name = format!("{}example.com", "long-name.".repeat(7));
+    let labels = [("kubernetes.io/hostname".to_owned(), "long".to_owned())].into();
+    let node = TestNode::named(&plane, name.clone(), labels).await;
+    let (class, disks) = (node.class("fast", "Delete").await, node.discovery_dir("disks"));
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    agent.wait_log("change hostNamesAreNodeNames in this policy", SOON).await;
+    rbac::apply_any_affinity(&plane.client().await).await;
+    let (hand, admin) = (Hand::of_agent(&node).await, Hand(Api::all(node.client())));
+    let deadline = Instant::now() + SOON;
+    let made = loop {
+        let all = admin.0.list(&ListParams::default()).await.expect("PVs can be listed").items;
+        if let Some(pv) = all.into_iter().find(|pv| phase(pv) == "Available") {
+            break pv;
+        }
+        assert!(Instant::now() < deadline, "it is not offered");
+        sleep(Duration::from_millis(10)).await;
+    };
+    assert!(made.labels()[NODE_LABEL].starts_with("node-"), "{:?}", made.labels());
+    let pv = with(pv_of("other", "others"), &json!({ "metadata": { "labels": null } }));
+    admin.create(&pv).await.expect("an administrator may");
+    let label = json!({ "metadata": { "labels": { NODE_LABEL: made.labels()[NODE_LABEL] } } });
+    denied("to label another's", hand.patch("others", &label).await, "provisioned-by");
+    denied("to delete another's", hand.delete("others").await, "provisioned-by");
+    drop(agent);
     node.clean_up().await;
 }
 
