@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::core::v1::{PersistentVolume, ServiceAccount};
-use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::common::{SOON, start};
+use crate::harness::config_dir::storage_class_map;
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
-use crate::harness::{ControlPlane, Options, cluster, disk, rbac, shared};
+use crate::harness::{Agent, AgentOptions, ControlPlane, Options, cluster, disk, rbac, shared};
 
 const UID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const BY: &str = "pv.kubernetes.io/provisioned-by";
@@ -328,6 +329,53 @@ async fn where_host_names_are_not_node_names_the_policy_can_be_told_and_still_ke
     node.clean_up().await;
 }
 
+/// Resource and verb of each right.
+fn granted(rules: &[PolicyRule]) -> BTreeSet<(String, String)> {
+    let of = |rule: &PolicyRule| {
+        let verbs = rule.verbs.clone();
+        let each = move |resource: String| verbs.clone().into_iter().map(move |verb| (resource.clone(), verb));
+        rule.resources.clone().unwrap_or_default().into_iter().flat_map(each)
+    };
+    rules.iter().flat_map(of).collect()
+}
+
+#[tokio::test]
+async fn without_any_one_of_its_rights_the_agent_says_what_it_may_not_do() {
+    let client = shared().client().await;
+    for (number, (resource, verb)) in granted(&rbac::our_rules(&client).await).into_iter().enumerate() {
+        let node = TestNode::new(shared(), &format!("without-{number}")).await;
+        rbac::apply_without(&client, node.name(), &verb, &resource).await;
+        let kubeconfig = node.kubeconfig_of(rbac::NAMESPACE, node.name()).await;
+        let (class, disks) = (node.class("fast", "Delete").await, node.discovery_dir("disks"));
+        let volume = disks.join("v");
+        disk::tmpfs(&volume, 1 << 20);
+        let map = storage_class_map(&[(&class, &disks, "")]);
+        let (config, env) = ([("storageClassMap", map.as_str())], kubeconfig.display().to_string());
+        let env = [("KUBECONFIG", env.as_str())];
+        let options = AgentOptions { config: &config, args: &["--v=4"], env: &env, ..AgentOptions::default() };
+        let agent = Agent::start(&node, options);
+        let life = async {
+            let pv = node.wait_pv(&volume, |pv| phase(pv) == "Available", SOON).await;
+            let claim = node.bind(&pv.name_any()).await;
+            node.release(&claim).await;
+            std::future::pending::<()>().await;
+        };
+        let words = match verb.as_str() {
+            // That is asked for beforehand.
+            "patch" => "give the ServiceAccount the right to patch persistentvolumes".to_owned(),
+            // Where it may not be watched, it would be read every minute.
+            _ if resource == "nodes" => r#"cannot get resource \"nodes\""#.to_owned(),
+            _ => format!("cannot {verb} resource \\\"{resource}\\\""),
+        };
+        tokio::select! {
+            _ = agent.wait_log(&words, SOON) => {}
+            () = life => {}
+        }
+        drop(agent);
+        node.clean_up().await;
+    }
+}
+
 #[tokio::test]
 async fn every_right_is_used_and_none_is_refused() {
     let plane = ControlPlane::start(Options { audit: true });
@@ -349,13 +397,8 @@ async fn every_right_is_used_and_none_is_refused() {
     let refused: Vec<_> = calls.iter().filter(|call| call.code == 403).collect();
     assert!(refused.is_empty(), "{refused:?}");
     let used: BTreeSet<_> = calls.iter().map(|call| (call.resource.as_str(), call.verb.as_str())).collect();
-    let role = Api::<ClusterRole>::all(plane.client().await).get(rbac::SERVICE_ACCOUNT).await.expect("it is there");
-    let rules = role.rules.expect("it has rules");
-    let granted: BTreeSet<_> = rules
-        .iter()
-        .flat_map(|rule| rule.resources.iter().flatten().map(move |resource| (resource, &rule.verbs)))
-        .flat_map(|(resource, verbs)| verbs.iter().map(move |verb| (resource.as_str(), verb.as_str())))
-        .collect();
+    let granted = granted(&rbac::our_rules(&plane.client().await).await);
+    let granted: BTreeSet<_> = granted.iter().map(|(resource, verb)| (resource.as_str(), verb.as_str())).collect();
     // Whoever may ask what it may do: everybody.
     let beyond: Vec<_> = used.difference(&granted).filter(|call| call.0 != "selfsubjectaccessreviews").collect();
     let unused: Vec<_> = granted.difference(&used).collect();
