@@ -151,8 +151,25 @@ async fn subvolumes_that_a_tenant_made_are_removed_without_privileges() {
     node.clean_up().await;
 }
 
-/// What each capability is for: its name, and what a tenant does that takes it to undo.
-const USES: [(CapabilitySet, &str, fn(&Path)); 6] = [
+#[tokio::test]
+async fn a_device_is_not_offered_where_it_can_t_be_opened_and_the_verdict_says_so() {
+    let node = TestNode::new(shared(), "no-dev").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let disk = LoopDisk::new(node.dir(), 16 << 20);
+    disk.link(&disks, "disk");
+    let agent = confined(&node, &class, &disks, FILESYSTEM);
+    let detail = wait_verdict(&agent, &class, "disk", "Unsupported").await;
+    assert!(detail.contains("/dev"), "{detail}");
+    assert!(node.pvs().await.is_empty());
+    node.clean_up().await;
+}
+
+/// A capability, its name, and what a tenant does to a volume that takes it to undo.
+type Use = (CapabilitySet, &'static str, fn(&Path));
+
+/// What each capability is for.
+const USES: [Use; 6] = [
     (CapabilitySet::CHOWN, "CAP_CHOWN", |volume| owner(volume, 5)),
     (CapabilitySet::DAC_OVERRIDE, "CAP_DAC_OVERRIDE", |volume| {
         let dir = volume.join("closed");
