@@ -27,6 +27,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use crate::node::capabilities;
 use crate::pv::Seen;
 use crate::reclaim::{Fence, Release, Unclaimed};
 use crate::verdict::{Reason, Verdict};
@@ -210,7 +211,15 @@ pub enum WipeError {
 
 impl WipeError {
     fn io(step: &'static str) -> impl Fn(io::Error) -> Self {
-        move |source| Self::Io { step, source }
+        move |source| {
+            let remedy = match source.kind() {
+                io::ErrorKind::PermissionDenied => capabilities::remedy(),
+                _ => String::new(),
+            };
+            let source =
+                if remedy.is_empty() { source } else { io::Error::new(source.kind(), format!("{source}{remedy}")) };
+            Self::Io { step, source }
+        }
     }
 
     fn at(step: &'static str, range: Range<u64>) -> impl FnOnce(io::Error) -> Self {

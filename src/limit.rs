@@ -13,11 +13,13 @@ pub enum Limit {
     StateDir,
     /// The kubelet's directory, where pods' mounts show.
     KubeletView,
+    /// A capability that the wipe of a directory may take.
+    Capabilities,
 }
 
 impl Limit {
     /// Every one, in the order of the documentation.
-    pub const ALL: [Self; 4] = [Self::Patch, Self::NodeWatch, Self::StateDir, Self::KubeletView];
+    pub const ALL: [Self; 5] = [Self::Patch, Self::NodeWatch, Self::StateDir, Self::KubeletView, Self::Capabilities];
 
     /// The spelling used in logs, metrics and Events.
     #[must_use]
@@ -27,6 +29,7 @@ impl Limit {
             Self::NodeWatch => "node_watch",
             Self::StateDir => "state_dir",
             Self::KubeletView => "kubelet_view",
+            Self::Capabilities => "capabilities",
         }
     }
 
@@ -44,6 +47,7 @@ impl Limit {
                 "across a restart, a PV that was deleted by hand is offered again with its data, and a wipe begins anew"
             }
             Self::KubeletView => "a pod that still has a directory mounted does not keep it from being emptied",
+            Self::Capabilities => "a directory is not wiped while its tenant has left what takes one of them",
         }
     }
 
@@ -55,6 +59,7 @@ impl Limit {
             Self::NodeWatch => "give the ServiceAccount the rights to list and watch nodes",
             Self::StateDir => "mount a host directory at /var/lib/mooring, or name one by --state-dir",
             Self::KubeletView => "mount the kubelet's directory read-only, with HostToContainer",
+            Self::Capabilities => "add those of docs/rights.md to the securityContext",
         }
     }
 }

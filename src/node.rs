@@ -3,6 +3,7 @@
 
 mod bus_path;
 pub mod busy;
+pub mod capabilities;
 pub mod identity;
 pub mod ioctl;
 pub mod mountinfo;

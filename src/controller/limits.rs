@@ -13,6 +13,7 @@ use crate::events::{About, Event, HALF_WIPED, LIMITED};
 use crate::ledger::{Entry, State};
 use crate::limit::Limit;
 use crate::node::busy;
+use crate::node::capabilities;
 use crate::node::mountinfo::MountTable;
 use crate::volume::{NodeFacts, VolumeMode};
 
@@ -88,6 +89,7 @@ impl Controller {
             (self.cache.node_is_read(), Limit::NodeWatch),
             (!self.tools.scribe.is_durable(), Limit::StateDir),
             (has_directories && !self.limits.sees_pods(), Limit::KubeletView),
+            (has_directories && capabilities::missing().is_some(), Limit::Capabilities),
         ]
         .into_iter()
         .filter_map(|(is_missing, limit)| is_missing.then_some(limit))

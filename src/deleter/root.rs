@@ -9,7 +9,7 @@ use rustix::fs::{Gid, IFlags, Mode, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::WipeError;
-use crate::node::ioctl;
+use crate::node::{capabilities, ioctl};
 use crate::root::{Bytes, RootFacts, SELINUX_LABEL};
 
 /// What an owner can change of a directory (`FS_FL_USER_MODIFIABLE` of `linux/fs.h`
@@ -103,7 +103,10 @@ pub fn restore(directory: &OwnedFd, facts: &RootFacts) -> Result<(), WipeError> 
     let now = read(directory).map_err(WipeError::io("reading the root directory's attributes back"))?;
     match facts.difference(&now) {
         None => Ok(()),
-        Some(difference) => Err(WipeError::NotClean(format!("of the root directory, {difference}"))),
+        // The kernel drops a setgid bit without a word.
+        Some(difference) => {
+            Err(WipeError::NotClean(format!("of the root directory, {difference}{}", capabilities::remedy())))
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::{Control, WipeError, root};
+use crate::node::capabilities;
 use crate::root::RootFacts;
 use walk::Tally;
 
@@ -140,7 +141,8 @@ fn is_fatal(errno: Errno) -> bool {
 fn obstacle(path: String, name: &CStr, errno: Errno) -> WipeError {
     let problem = match errno {
         Errno::XDEV | Errno::BUSY => "something else is mounted there; unmount it".to_owned(),
-        Errno::PERM => locks::not_permitted(name),
+        Errno::PERM => format!("{}{}", locks::not_permitted(name), capabilities::remedy()),
+        Errno::ACCESS => format!("{}{}", std::io::Error::from(errno), capabilities::remedy()),
         Errno::ROFS => {
             "the filesystem is read-only; the kernel's log says whether an error made it so. Make it writable, and \
              the wipe goes on"

@@ -98,7 +98,8 @@ pub fn confine(capabilities: CapabilitySet, writable: &[&Path]) {
         mknod(&dev.join(name), SFlag::S_IFCHR, mode, makedev(1, minor)).expect("root may make devices");
     }
     for path in ["/", "/dev", "/sys"].map(Path::new) {
-        change(path, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY).expect("a mount can be made read-only");
+        change(path, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY)
+            .expect("a mount can be made read-only");
     }
     for capability in CapabilitySet::all().difference(capabilities).iter() {
         // One that this kernel does not know is none.

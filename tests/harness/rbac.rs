@@ -21,29 +21,62 @@ pub const SERVICE_ACCOUNT: &str = "mooring";
 pub async fn apply(client: &kube::Client) {
     apply_files(client, &["rbac.yaml", "policy.yaml"]).await;
     wait_right(client, SERVICE_ACCOUNT, "list", VOLUMES, true).await;
-    wait_denied(client, "the token of the agent names no node").await;
+    let why = "the token of the agent names no node";
+    let is_denied = |answer: &kube::Result<Value>| match answer {
+        Err(kube::Error::Api(status)) => status.message.contains(why),
+        _ => false,
+    };
+    wait_answer(why, || try_create(client, ""), is_denied).await;
 }
 
-/// Waits until the agent's account, by a token of no node, may not make a PV, for that reason.
-async fn wait_denied(client: &kube::Client, why: &str) {
-    let pv = json!({
-        "metadata": { "generateName": "policy-" },
-        "spec": { "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteOnce"], "hostPath": { "path": "/nowhere" } },
-    });
+/// Lets agents make PVs of any affinity, as `policy.yaml` says how to, and returns once that
+/// is in force. Only for a control plane that nobody shares.
+pub async fn apply_any_affinity(client: &kube::Client) {
+    let (strict, lax) =
+        ("hostNamesAreNodeNames\n    expression: \"true\"", "hostNamesAreNodeNames\n    expression: \"false\"");
+    let text = manifest("policy.yaml");
+    assert!(text.contains(strict), "the policy can be told so");
+    apply_manifest(client, &text.replace(strict, lax)).await;
+    wait_answer("any affinity is allowed", || try_create(client, "n1"), Result::is_ok).await;
+}
+
+async fn wait_answer<T: std::fmt::Debug, F: Future<Output = T>>(
+    what: &str,
+    ask: impl Fn() -> F,
+    wanted: impl Fn(&T) -> bool,
+) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let request = http::Request::post("/api/v1/persistentvolumes?dryRun=All")
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .header("Impersonate-User", format!("system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"))
-            .body(pv.to_string().into_bytes())
-            .expect("it is a request");
-        let answer = client.request::<Value>(request).await;
-        if matches!(&answer, Err(kube::Error::Api(status)) if status.message.contains(why)) {
+        let answer = ask().await;
+        if wanted(&answer) {
             return;
         }
-        assert!(Instant::now() < deadline, "not denied for the reason {why:?}: {answer:?}");
+        assert!(Instant::now() < deadline, "{what}: {answer:?}");
         sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Whether the agent of a node might make a PV of its own with the affinity of another.
+async fn try_create(client: &kube::Client, node: &str) -> kube::Result<Value> {
+    let host = json!({ "key": "kubernetes.io/hostname", "operator": "In", "values": ["elsewhere"] });
+    let pv = json!({
+        "metadata": {
+            "generateName": "policy-", "labels": { "mooring.dev/node": node },
+            "annotations": { "pv.kubernetes.io/provisioned-by": format!("local-volume-provisioner-{node}") },
+        },
+        "spec": {
+            "capacity": { "storage": "1Gi" }, "accessModes": ["ReadWriteOnce"], "local": { "path": "/nowhere" },
+            "storageClassName": "none",
+            "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [host] }] } },
+        },
+    });
+    let mut request = http::Request::post("/api/v1/persistentvolumes?dryRun=All")
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .header("Impersonate-User", format!("system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"));
+    if !node.is_empty() {
+        request = request.header("Impersonate-Extra-authentication.kubernetes.io%2fnode-name", node);
+    }
+    client.request(request.body(pv.to_string().into_bytes()).expect("it is a request")).await
 }
 
 /// Applies the optional right to take the start-up taint off a Node.

@@ -12,7 +12,7 @@ use crate::common::{SOON, calls, start, start_with, wait_ready, wait_verdict};
 use crate::harness::disk;
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
-use crate::harness::{rbac, shared};
+use crate::harness::{ControlPlane, Options, rbac, shared};
 
 fn label<'p>(pv: &'p PersistentVolume, key: &str) -> Option<&'p str> {
     pv.labels().get(key).map(String::as_str)
@@ -97,7 +97,10 @@ async fn labels_follow_the_config_and_the_node_onto_pvs_that_exist() {
 
 #[tokio::test]
 async fn mount_options_follow_their_class_until_somebody_claims_the_pv_and_nothing_else_does() {
-    let node = TestNode::new(shared(), "options").await;
+    let plane = ControlPlane::start(Options::default());
+    // Its class gets a selector.
+    rbac::apply_any_affinity(&plane.client().await).await;
+    let node = TestNode::new(&plane, "options").await;
     let class = node.class("fast", "Delete").await;
     let disks = node.discovery_dir("disks");
     let paths = ["free", "bound", "reserved"].map(|name| disks.join(name));

@@ -17,8 +17,8 @@ use rustix::fs::{IFlags, XattrFlags};
 use rustix::thread::CapabilitySet;
 
 use crate::common::{SOON, wait_verdict};
-use crate::harness::confine::FILESYSTEM;
 use crate::harness::config_dir::storage_class_map;
+use crate::harness::confine::FILESYSTEM;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
@@ -94,7 +94,9 @@ async fn a_volume_is_served_from_first_to_last_without_privileges() {
     let class = node.class("fast", "Delete").await;
     let disks = node.discovery_dir("disks");
     let agent = confined(&node, &class, &disks, FILESYSTEM);
-    agent.wait_metric("mooring_limited{what=\"state_dir\"}", |value| value < 0.5, SOON).await;
+    for what in ["state_dir", "capabilities"] {
+        agent.wait_metric(&format!("mooring_limited{{what=\"{what}\"}}"), |value| value < 0.5, SOON).await;
+    }
     // Mounted after the agent's start, with all that an administrator may have prepared.
     let (volume, staged) = (disks.join("v"), node.root().join("staged"));
     let _disk = xfs(node.dir(), &staged);
@@ -192,7 +194,8 @@ async fn without_one_of_its_capabilities_a_wipe_waits_and_says_for_which() {
         let claim = node.bind(&pv.name_any()).await;
         spoil(&volume);
         node.release(&claim).await;
-        let detail = wait_verdict(&agent, &class, "v", "WipeFailed").await;
+        agent.wait_metric("mooring_limited{what=\"capabilities\"}", |value| value > 0.5, SOON).await;
+        let detail = wait_verdict(&agent, &class, "v", "Refused").await;
         assert!(detail.contains(name), "{name}: {detail}");
         let now = node.pvs().await;
         assert!(now.iter().all(|now| now.uid() == pv.uid()), "{name}: it is not offered half wiped");
@@ -206,7 +209,8 @@ async fn without_one_of_its_capabilities_a_wipe_waits_and_says_for_which() {
 
 #[test]
 fn the_profiles_of_the_documents_are_those_that_were_tested() {
-    let page = fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/rights.md")).expect("it is there");
+    let page =
+        fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/rights.md")).expect("it is there");
     let names: Vec<&str> = USES.iter().map(|(_, name, _)| name.strip_prefix("CAP_").expect("it is one")).collect();
     assert!(page.contains(&format!("add: [{}]", names.join(", "))), "{names:?}");
     for name in names {

@@ -134,7 +134,9 @@ async fn another_node_s_pvs_are_beyond_an_agent_s_reach() {
         ] {
             match agent.patch(&name, &patch).await {
                 // Nothing would change by it.
-                Ok(now) => assert_eq!(now.metadata.resource_version, before.metadata.resource_version, "{what}: {patch}"),
+                Ok(now) => {
+                    assert_eq!(now.metadata.resource_version, before.metadata.resource_version, "{what}: {patch}")
+                }
                 // The API server itself keeps the affinity.
                 Err(kube::Error::Api(status)) if status.code == 422 && patch["spec"]["nodeAffinity"].is_object() => {}
                 answer => denied(&format!("{patch} of one {what}"), answer, "may only make"),

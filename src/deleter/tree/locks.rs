@@ -45,8 +45,8 @@ pub fn not_permitted(name: &CStr) -> String {
     if is_swap(&swaps, &name.to_string_lossy()) {
         "it is an active swap file (/proc/swaps names it); end that with swapoff".to_owned()
     } else {
-        "it is immutable, append-only or an active swap file, and this process may not change that (it takes \
-         CAP_LINUX_IMMUTABLE)"
+        "it is immutable, append-only, an active swap file or another user's in a sticky directory, and this process \
+         may not change that"
             .to_owned()
     }
 }
