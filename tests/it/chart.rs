@@ -179,7 +179,9 @@ fn a_real_api_server_takes_all_that_the_chart_makes() {
 
 #[test]
 fn monitors_look_where_the_agents_are() {
-    let objects = render("serviceMonitor: {enabled: true, namespace: monitoring}\npodMonitor: {enabled: true, additionalLabels: {a: 1}}\n");
+    let objects = render(
+        "serviceMonitor: {enabled: true, namespace: monitoring}\npodMonitor: {enabled: true, additionalLabels: {a: 1}}\n",
+    );
     let labels = &one(&objects, "DaemonSet")["spec"]["template"]["metadata"]["labels"];
     let service = one(&objects, "Service");
     assert_eq!((&service["spec"]["selector"], &service["spec"]["clusterIP"]), (labels, &json!("None")));
