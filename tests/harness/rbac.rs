@@ -109,6 +109,33 @@ const OLD_RULES: &str = r#"[
 
 /// Makes a `ServiceAccount` of that name with the rights of the Go provisioner and no others.
 pub async fn apply_old(client: &kube::Client, name: &str) {
+    make_account(client, name).await;
+    give(client, name, serde_json::from_str(OLD_RULES).expect("they are rules")).await;
+    wait_right(client, name, "list", VOLUMES, true).await;
+}
+
+/// Makes a `ServiceAccount` of that name with the rights of our own manifest but one, and
+/// returns once they are in force.
+pub async fn apply_without(client: &kube::Client, name: &str, verb: &str, resource: &str) {
+    make_account(client, name).await;
+    let mut rules = our_rules(client).await;
+    for rule in rules.iter_mut().filter(|rule| rule.resources.iter().flatten().any(|one| one == resource)) {
+        rule.verbs.retain(|one| one != verb);
+    }
+    rules.retain(|rule| !rule.verbs.is_empty());
+    give(client, name, rules).await;
+    let (other, of) = if resource == VOLUMES { ("list", "nodes") } else { ("list", VOLUMES) };
+    wait_right(client, name, other, of, true).await;
+}
+
+/// The rights that our own manifest gives.
+pub async fn our_rules(client: &kube::Client) -> Vec<PolicyRule> {
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    roles.get(SERVICE_ACCOUNT).await.expect("our role is there").rules.expect("it has rules")
+}
+
+/// Makes a `ServiceAccount` and a role of that name, bound to it, without rights.
+async fn make_account(client: &kube::Client, name: &str) {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
     let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
     let account = ServiceAccount { metadata: metadata.clone(), ..ServiceAccount::default() };
@@ -132,15 +159,12 @@ pub async fn apply_old(client: &kube::Client, name: &str) {
     };
     let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
     bindings.create(&PostParams::default(), &binding).await.expect("a ClusterRoleBinding can be made");
-    give(client, name, serde_json::from_str(OLD_RULES).expect("they are rules")).await;
-    wait_right(client, name, "list", VOLUMES, true).await;
 }
 
 /// Gives an account of [`apply_old`] the rights of our own manifest, or only the old ones again.
 pub async fn give_ours(client: &kube::Client, name: &str, ours: bool) {
-    let roles: Api<ClusterRole> = Api::all(client.clone());
     let rules = match ours {
-        true => roles.get(SERVICE_ACCOUNT).await.expect("our role is there").rules.expect("it has rules"),
+        true => our_rules(client).await,
         false => serde_json::from_str(OLD_RULES).expect("they are rules"),
     };
     give(client, name, rules).await;

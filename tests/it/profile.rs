@@ -151,8 +151,11 @@ async fn subvolumes_that_a_tenant_made_are_removed_without_privileges() {
     node.clean_up().await;
 }
 
-/// What each capability is for: its name, and what a tenant does that takes it to undo.
-const USES: [(CapabilitySet, &str, fn(&Path)); 6] = [
+/// A capability, its name, and what a tenant does to a volume that takes it to undo.
+type Use = (CapabilitySet, &'static str, fn(&Path));
+
+/// What each capability is for.
+const USES: [Use; 6] = [
     (CapabilitySet::CHOWN, "CAP_CHOWN", |volume| owner(volume, 5)),
     (CapabilitySet::DAC_OVERRIDE, "CAP_DAC_OVERRIDE", |volume| {
         let dir = volume.join("closed");

@@ -3,18 +3,20 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::core::v1::{PersistentVolume, ServiceAccount};
-use k8s_openapi::api::rbac::v1::ClusterRole;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, ResourceExt};
+use k8s_openapi::api::rbac::v1::PolicyRule;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use crate::common::{SOON, start};
+use crate::harness::config_dir::storage_class_map;
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
-use crate::harness::{ControlPlane, Options, cluster, disk, rbac, shared};
+use crate::harness::{Agent, AgentOptions, ControlPlane, Options, cluster, disk, rbac, shared};
 
 const UID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const BY: &str = "pv.kubernetes.io/provisioned-by";
@@ -135,7 +137,7 @@ async fn another_node_s_pvs_are_beyond_an_agent_s_reach() {
             match agent.patch(&name, &patch).await {
                 // Nothing would change by it.
                 Ok(now) => {
-                    assert_eq!(now.metadata.resource_version, before.metadata.resource_version, "{what}: {patch}")
+                    assert_eq!(now.metadata.resource_version, before.metadata.resource_version, "{what}: {patch}");
                 }
                 // The API server itself keeps the affinity.
                 Err(kube::Error::Api(status)) if status.code == 422 && patch["spec"]["nodeAffinity"].is_object() => {}
@@ -179,6 +181,13 @@ async fn of_its_own_pvs_an_agent_may_do_only_what_it_has_to() {
     ] {
         denied(&format!("to make {pv}"), agent.create(&pv).await, words);
     }
+    // Nothing but the name and perhaps a UID: else it could be signed for another node.
+    for by in ["-b", ".b", "-", &format!("-b-{UID}"), &format!(".b-{UID}"), &format!("-{UID}-b"), UID] {
+        let pv = with(pv.clone(), &annotated(BY, &format!("{}{by}", signature(own))));
+        denied(&format!("to make {pv}"), agent.create(&pv).await, "provisioned-by");
+    }
+    let by_another = with(pv.clone(), &annotated(BY, &format!("x{}", signature(own))));
+    denied("signed by another program", agent.create(&by_another).await, "provisioned-by");
     // What a node's agent makes, in each form of signing.
     let by_name = with(pv.clone(), &annotated(BY, &signature(own)));
     let quarantined = with(with(pv.clone(), &claim(UID)), &annotated("mooring.dev/quarantined", "x"));
@@ -273,7 +282,7 @@ async fn the_policies_are_sound_and_concern_nobody_else() {
                 break checked;
             }
             assert!(Instant::now() < deadline, "the types of {name} are not checked");
-            sleep(std::time::Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(20)).await;
         };
         assert_eq!(checked.expression_warnings, None, "{name}");
     }
@@ -286,6 +295,85 @@ async fn the_policies_are_sound_and_concern_nobody_else() {
     others.patch(&name, &patch).await.expect("it may");
     others.delete(&name).await.expect("it may");
     node.clean_up().await;
+}
+
+#[tokio::test]
+async fn where_host_names_are_not_node_names_the_policy_can_be_told_and_still_keeps_nodes_apart() {
+    let plane = ControlPlane::start(Options::default());
+    // Too long for a label, so that even ours is a hash of it.
+    let name = format!("{}example.com", "long-name.".repeat(7));
+    let labels = [("kubernetes.io/hostname".to_owned(), "long".to_owned())].into();
+    let node = TestNode::named(&plane, name.clone(), labels).await;
+    let (class, disks) = (node.class("fast", "Delete").await, node.discovery_dir("disks"));
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let agent = start(&node, &[(&class, &disks, "")]);
+    agent.wait_log("change hostNamesAreNodeNames in this policy", SOON).await;
+    rbac::apply_any_affinity(&plane.client().await).await;
+    let (hand, admin) = (Hand::of_agent(&node).await, Hand(Api::all(node.client())));
+    let deadline = Instant::now() + SOON;
+    let made = loop {
+        let all = admin.0.list(&ListParams::default()).await.expect("PVs can be listed").items;
+        if let Some(pv) = all.into_iter().find(|pv| phase(pv) == "Available") {
+            break pv;
+        }
+        assert!(Instant::now() < deadline, "it is not offered");
+        sleep(Duration::from_millis(10)).await;
+    };
+    assert!(made.labels()[NODE_LABEL].starts_with("node-"), "{:?}", made.labels());
+    let pv = with(pv_of("other", "others"), &json!({ "metadata": { "labels": null } }));
+    admin.create(&pv).await.expect("an administrator may");
+    let label = json!({ "metadata": { "labels": { NODE_LABEL: made.labels()[NODE_LABEL] } } });
+    denied("to label another's", hand.patch("others", &label).await, "provisioned-by");
+    denied("to delete another's", hand.delete("others").await, "provisioned-by");
+    drop(agent);
+    node.clean_up().await;
+}
+
+/// Resource and verb of each right.
+fn granted(rules: &[PolicyRule]) -> BTreeSet<(String, String)> {
+    let of = |rule: &PolicyRule| {
+        let verbs = rule.verbs.clone();
+        let each = move |resource: String| verbs.clone().into_iter().map(move |verb| (resource.clone(), verb));
+        rule.resources.clone().unwrap_or_default().into_iter().flat_map(each)
+    };
+    rules.iter().flat_map(of).collect()
+}
+
+#[tokio::test]
+async fn without_any_one_of_its_rights_the_agent_says_what_it_may_not_do() {
+    let client = shared().client().await;
+    for (number, (resource, verb)) in granted(&rbac::our_rules(&client).await).into_iter().enumerate() {
+        let node = TestNode::new(shared(), &format!("without-{number}")).await;
+        rbac::apply_without(&client, node.name(), &verb, &resource).await;
+        let kubeconfig = node.kubeconfig_of(rbac::NAMESPACE, node.name()).await;
+        let (class, disks) = (node.class("fast", "Delete").await, node.discovery_dir("disks"));
+        let volume = disks.join("v");
+        disk::tmpfs(&volume, 1 << 20);
+        let map = storage_class_map(&[(&class, &disks, "")]);
+        let (config, env) = ([("storageClassMap", map.as_str())], kubeconfig.display().to_string());
+        let env = [("KUBECONFIG", env.as_str())];
+        let options = AgentOptions { config: &config, args: &["--v=4"], env: &env, ..AgentOptions::default() };
+        let agent = Agent::start(&node, options);
+        let life = async {
+            let pv = node.wait_pv(&volume, |pv| phase(pv) == "Available", SOON).await;
+            let claim = node.bind(&pv.name_any()).await;
+            node.release(&claim).await;
+            std::future::pending::<()>().await;
+        };
+        let words = match verb.as_str() {
+            // That is asked for beforehand.
+            "patch" => "give the ServiceAccount the right to patch persistentvolumes".to_owned(),
+            // Where it may not be watched, it would be read every minute.
+            _ if resource == "nodes" => r#"cannot get resource \"nodes\""#.to_owned(),
+            _ => format!("cannot {verb} resource \\\"{resource}\\\""),
+        };
+        tokio::select! {
+            _ = agent.wait_log(&words, SOON) => {}
+            () = life => {}
+        }
+        drop(agent);
+        node.clean_up().await;
+    }
 }
 
 #[tokio::test]
@@ -309,13 +397,8 @@ async fn every_right_is_used_and_none_is_refused() {
     let refused: Vec<_> = calls.iter().filter(|call| call.code == 403).collect();
     assert!(refused.is_empty(), "{refused:?}");
     let used: BTreeSet<_> = calls.iter().map(|call| (call.resource.as_str(), call.verb.as_str())).collect();
-    let role = Api::<ClusterRole>::all(plane.client().await).get(rbac::SERVICE_ACCOUNT).await.expect("it is there");
-    let rules = role.rules.expect("it has rules");
-    let granted: BTreeSet<_> = rules
-        .iter()
-        .flat_map(|rule| rule.resources.iter().flatten().map(move |resource| (resource, &rule.verbs)))
-        .flat_map(|(resource, verbs)| verbs.iter().map(move |verb| (resource.as_str(), verb.as_str())))
-        .collect();
+    let granted = granted(&rbac::our_rules(&plane.client().await).await);
+    let granted: BTreeSet<_> = granted.iter().map(|(resource, verb)| (resource.as_str(), verb.as_str())).collect();
     // Whoever may ask what it may do: everybody.
     let beyond: Vec<_> = used.difference(&granted).filter(|call| call.0 != "selfsubjectaccessreviews").collect();
     let unused: Vec<_> = granted.difference(&used).collect();
