@@ -96,7 +96,7 @@ lint: setup ## Check form, lints and the direction of imports
 	tests/lint/imports src
 	@unformatted=$$(gofmt -l tests/cluster tests/fixtures); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; exit 1; }
 	cd tests/cluster && CGO_ENABLED=0 $(GO) vet -trimpath ./...
-	for script in $$(grep -rlI '^#!/bin/sh' tests deploy); do sh -n "$$script" || exit 1; done
+	for script in $$(grep -rlI '^#!/bin/sh' deploy tests); do sh -n "$$script" || exit 1; done
 	bash -n .ci/run
 	@if command -v cargo-deny >/dev/null; then \
 	    echo "$(CARGO) deny check licenses bans sources"; \
