@@ -242,7 +242,9 @@ fn judge(class: &Class, name: &str, observed: &Observed) -> Result<Candidate, Ve
         Observed::PlainDirectory => Err(Verdict::new(Reason::NotAMountPoint, "a directory that nothing is mounted on")),
         Observed::LinkToDirectory => Err(Verdict::new(Reason::NotAMountPoint, "a symbolic link to a directory")),
         Observed::Other(what) => unsupported(*what),
-        Observed::DanglingLink => unsupported("a symbolic link to nothing"),
+        Observed::DanglingLink => {
+            unsupported("a symbolic link to nothing that is to be seen from here: is the host's /dev mounted?")
+        }
         Observed::Failed(why) => unsupported(why.clone()),
         Observed::Unresponsive => Err(Verdict::new(Reason::Unresponsive, "the kernel did not answer in time")),
     }

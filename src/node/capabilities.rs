@@ -26,6 +26,6 @@ pub fn missing() -> Option<String> {
 #[must_use]
 pub fn remedy() -> String {
     missing().map_or_else(String::new, |names| {
-        format!("; the agent lacks {names}, which the wipe may take: add them to its securityContext (docs/rights.md)")
+        format!("; this process lacks {names}, which a wipe may take: add them to its securityContext (docs/rights.md)")
     })
 }

@@ -128,6 +128,14 @@ pub async fn apply_without(client: &kube::Client, name: &str, verb: &str, resour
     wait_right(client, name, other, of, true).await;
 }
 
+/// Makes a `ServiceAccount` of that name with the rights of our own manifest, which its
+/// policies do not concern: for an agent of a Node that its token can't name.
+pub async fn apply_unpinned(client: &kube::Client, name: &str) {
+    make_account(client, name).await;
+    give(client, name, our_rules(client).await).await;
+    wait_right(client, name, "list", VOLUMES, true).await;
+}
+
 /// The rights that our own manifest gives.
 pub async fn our_rules(client: &kube::Client) -> Vec<PolicyRule> {
     let roles: Api<ClusterRole> = Api::all(client.clone());

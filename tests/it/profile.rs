@@ -151,6 +151,20 @@ async fn subvolumes_that_a_tenant_made_are_removed_without_privileges() {
     node.clean_up().await;
 }
 
+#[tokio::test]
+async fn a_device_is_not_offered_where_it_can_t_be_opened_and_the_verdict_says_so() {
+    let node = TestNode::new(shared(), "no-dev").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let disk = LoopDisk::new(node.dir(), 16 << 20);
+    disk.link(&disks, "disk");
+    let agent = confined(&node, &class, &disks, FILESYSTEM);
+    let detail = wait_verdict(&agent, &class, "disk", "Unsupported").await;
+    assert!(detail.contains("/dev"), "{detail}");
+    assert!(node.pvs().await.is_empty());
+    node.clean_up().await;
+}
+
 /// A capability, its name, and what a tenant does to a volume that takes it to undo.
 type Use = (CapabilitySet, &'static str, fn(&Path));
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::common::{SOON, start, wait_ready, wait_verdict};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::node::TestNode;
-use crate::harness::{Agent, AgentOptions, ControlPlane, Options, disk, shared};
+use crate::harness::{Agent, AgentOptions, ControlPlane, Options, disk, rbac, shared};
 
 fn count(agent: &Agent, text: &str) -> usize {
     agent.logs().iter().filter(|line| line.contains(text)).count()
@@ -52,11 +52,14 @@ async fn a_node_that_is_missing_or_has_no_host_name_is_waited_for() {
     disk::tmpfs(&disks.join("v"), 1 << 20);
     let map = storage_class_map(&[(&class, &disks, "")]);
     let other = format!("{}-late", node.name());
+    // No token can name a Node that is not there.
+    rbac::apply_unpinned(&node.client(), node.name()).await;
+    let kubeconfig = node.kubeconfig_of(rbac::NAMESPACE, node.name()).await.display().to_string();
     let agent = Agent::start(
         &node,
         AgentOptions {
             config: &[("storageClassMap", &map)],
-            env: &[("MY_NODE_NAME", &other)],
+            env: &[("MY_NODE_NAME", &other), ("KUBECONFIG", &kubeconfig)],
             ..AgentOptions::default()
         },
     );
