@@ -179,11 +179,14 @@ fn a_real_api_server_takes_all_that_the_chart_makes() {
 
 #[test]
 fn monitors_look_where_the_agents_are() {
-    let objects = render("serviceMonitor: {enabled: true, namespace: monitoring}\npodMonitor: {enabled: true}\n");
+    let objects = render(
+        "serviceMonitor: {enabled: true, namespace: monitoring}\npodMonitor: {enabled: true, additionalLabels: {a: 1}}\n",
+    );
     let labels = &one(&objects, "DaemonSet")["spec"]["template"]["metadata"]["labels"];
     let service = one(&objects, "Service");
     assert_eq!((&service["spec"]["selector"], &service["spec"]["clusterIP"]), (labels, &json!("None")));
     let (of_services, of_pods) = (one(&objects, "ServiceMonitor"), one(&objects, "PodMonitor"));
+    assert_eq!(of_pods["metadata"]["labels"]["a"], "1");
     assert_eq!(of_services["metadata"]["namespace"], "monitoring");
     for (monitor, endpoints) in [(of_services, "endpoints"), (of_pods, "podMetricsEndpoints")] {
         assert_eq!(monitor["spec"]["namespaceSelector"]["matchNames"], json!([rbac::NAMESPACE]));
@@ -223,6 +226,7 @@ fn wrong_values_are_refused_by_name() {
         ("kubeletDir: var/lib/kubelet".to_owned(), "kubeletDir"),
         ("useJobForCleaning: 'yes'".to_owned(), "useJobForCleaning"),
         ("image: {tag: 1.1}".to_owned(), "tag"),
+        ("nodeSelector: {disks: true}".to_owned(), "/nodeSelector/disks"),
         ("enableWindows: true".to_owned(), "enableWindows"),
         ("nodeCleanupController: {enabled: true}".to_owned(), "nodeCleanupController"),
         (

@@ -14,7 +14,11 @@ use crate::harness::{Scratch, supervisor};
 fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("it can be listed") {
         let path = entry.expect("it can be listed").path();
-        if path.is_dir() { files_below(&path, found) } else { found.push(path) }
+        if path.is_dir() {
+            files_below(&path, found);
+        } else {
+            found.push(path);
+        }
     }
 }
 
@@ -141,5 +145,23 @@ fn what_the_page_on_installing_shows_can_be_used() {
         for rule in rules.iter().filter_map(Value::as_str).filter(|rule| !rule.starts_with("autogen-")) {
             assert!(rules.contains(&json!(format!("autogen-{rule}"))), "{exception}");
         }
+    }
+}
+
+#[test]
+fn the_profiles_are_those_of_the_page_on_rights() {
+    let page = text("docs/rights.md");
+    let (_, part) = page.split_once("\n## Two security profiles\n").expect("it has that part");
+    let described = blocks(part.split("\n## ").next().expect("a part ends"));
+    let described: Vec<Value> = described.iter().map(|text| serde_saphyr::from_str(text).expect(text)).collect();
+    assert_eq!(described.len(), 2);
+    for (profile, described) in ["filesystem", "block"].into_iter().zip(described) {
+        let objects = super::render(&format!("securityProfile: {profile}"));
+        let container = &one(&objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0];
+        let mut context = container["securityContext"].clone();
+        let fields = context.as_object_mut().expect("it is an object");
+        // What it is without being said.
+        fields.retain(|field, value| field != "privileged" || *value != json!(false));
+        assert_eq!(context, described, "{profile}");
     }
 }

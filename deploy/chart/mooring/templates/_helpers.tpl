@@ -168,3 +168,10 @@ dir--{{ sha256sum . | trunc 16 }}
 {{- define "mooring.text" -}}
 {{- if kindIs "string" . -}}{{- . -}}{{- else -}}{{- toJson . -}}{{- end -}}
 {{- end -}}
+
+{{- /* A map whose values are texts, whatever YAML has read them as. */ -}}
+{{- define "mooring.texts" -}}
+{{- range $key, $value := . }}
+{{ $key | quote }}: {{ include "mooring.text" $value | quote }}
+{{- end -}}
+{{- end -}}
