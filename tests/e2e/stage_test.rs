@@ -6,6 +6,7 @@ use kube::api::ResourceExt;
 use serde_json::json;
 
 use crate::harness::pods::PodSpec;
+use crate::harness::rbac::NAMESPACE;
 use crate::stage;
 
 pub const CLASSES: &[(&str, &str)] = &[("stage", "{}"), ("stage-raw", r#"{"volumeMode": "Block"}"#)];
@@ -23,6 +24,9 @@ async fn a_pod_reads_and_writes_a_raw_device_of_its_node() {
     assert!(scene.verdict(0, "stage-raw", "disk").await.is_none(), "the other node has no such entry");
     assert!(scene.agent_logs(1).await.contains("stage-raw"), "its log names the class");
     assert_eq!(scene.agent_page(1, "/ready").await.0, 200);
+    let agent = scene.agent_pod(1).await.name_any();
+    let plan = scene.kubectl(&["exec", "--namespace", NAMESPACE, &agent, "--", "mooring", "plan"]);
+    assert!(plan.contains("stage-raw"), "{plan}");
     scene.claim_device("raw", "stage-raw", "1Mi");
     scene.run(&PodSpec::new("pod").device("raw", "/dev/raw")).await;
     scene.sh("pod", "echo through the pod | dd of=/dev/raw bs=512 conv=fsync");

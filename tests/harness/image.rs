@@ -91,12 +91,9 @@ pub fn agent(dir: &Path) -> PathBuf {
         assert!(path.exists(), "{} is missing; run `make image`", path.display());
         return path;
     }
-    let scratch = Scratch::new("agent");
-    let root = scratch.path().join("root");
-    fs::create_dir(&root).expect("a directory can be made in a new one");
-    fs::copy(launch::binary(None), root.join("mooring")).expect("the agent's binary can be copied");
     let tar = dir.join("mooring.tar");
     let name = format!("docker.io/library/mooring:{AGENT_TAG}");
-    build(&tar, &name, &root, &json!({ "Entrypoint": ["/mooring"] }));
+    let mut build = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/image/build"));
+    run(build.args([&name, "test"]).arg(&tar).arg(launch::binary(None)).env("SOURCE_DATE_EPOCH", "0"));
     tar
 }

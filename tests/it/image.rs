@@ -241,6 +241,7 @@ fn the_containerfile_makes_the_same_image() {
         match &*word {
             "ARG" => {}
             "USER" => expected["User"] = rest.into(),
+            "ENV" => expected["Env"] = json!([rest]),
             "ENTRYPOINT" => expected["Entrypoint"] = serde_json::from_str(&rest).expect("it is JSON"),
             "LABEL" => {
                 for pair in rest.split_terminator('"').collect::<Vec<_>>().chunks(2) {
