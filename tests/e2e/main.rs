@@ -18,6 +18,7 @@ macro_rules! scenarios {
 }
 
 scenarios! {
+    profile
     s01
     s04
     stage_test
