@@ -18,7 +18,13 @@ macro_rules! scenarios {
 }
 
 scenarios! {
+    ballast
     s01
     s04
+    s09
+    s10
+    s11
+    s19
+    s21
     stage_test
 }
