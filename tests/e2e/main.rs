@@ -24,7 +24,9 @@ scenarios! {
     s09
     s10
     s11
+    s18
     s19
     s21
+    s22
     stage_test
 }
