@@ -24,6 +24,7 @@ scenarios! {
     s09
     s10
     s11
+    s17
     s18
     s19
     s21
