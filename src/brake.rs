@@ -11,6 +11,23 @@ const WINDOW: i64 = 60;
 /// How long nothing of it is wiped.
 pub const HOLD: Duration = Duration::from_secs(300);
 
+/// So many at the same time may be the first of a mass release.
+const FEW: usize = 3;
+/// "At the same time": so many seconds apart.
+const MOMENT: i64 = 2;
+/// How long they wait for more to follow.
+pub const PAUSE: Duration = Duration::from_secs(2);
+
+/// Since which second volumes were released that may be the first of a mass release. Nobody tells
+/// the agent of all at once, and it would wipe up to half of them before it knows. The arguments are
+/// those of [`Brake::find`].
+#[must_use]
+pub fn may_begin(bound: usize, released: &[i64]) -> Option<i64> {
+    let from = released.iter().max()? - MOMENT;
+    let count = released.iter().filter(|at| **at >= from).count();
+    (count >= FEW && bound + count >= LEAST).then_some(from)
+}
+
 /// A mass release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Brake {
@@ -81,6 +98,19 @@ mod tests {
             (1_000, Vec::new(), "none"),
         ] {
             assert_eq!(Brake::find(bound, releases), None, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_few_volumes_released_at_the_same_time_may_be_the_first_of_most() {
+        assert_eq!(may_begin(9, &[5, 1_000, 1_001, 1_002]), Some(1_000));
+        for (bound, released, why) in [
+            (9, &[1_000, 1_003, 1_006][..], "one after the other"),
+            (9, &[1_000, 1_000], "two"),
+            (6, &[1_000, 1_000, 1_000], "there are nine in all"),
+            (100, &[], "none"),
+        ] {
+            assert_eq!(may_begin(bound, released), None, "{why}");
         }
     }
 

@@ -97,6 +97,8 @@ pub struct Plan {
     pub mass_release: Option<Brake>,
     /// The same, while it is being held.
     pub brake: Option<Brake>,
+    /// Since which second volumes were released that may be the first of one.
+    pause_from: Option<i64>,
     /// When to decide again even if nothing happens.
     pub wake_at: Option<Instant>,
     /// Names of PVs that are to be made: of several with one name, the first has it.
@@ -280,8 +282,11 @@ impl Target {
 /// Decides.
 #[must_use]
 pub fn plan(world: &World<'_>) -> Plan {
-    let mass_release = mass_release(world);
-    let mut plan = Plan { mass_release, brake: mass_release.filter(|brake| is_held(world, brake)), ..Plan::default() };
+    let (bound, released) = releases(world);
+    let pause_from = brake::may_begin(bound, &released);
+    let mass_release = Brake::find(bound, released);
+    let brake = mass_release.filter(|brake| is_held(world, brake));
+    let mut plan = Plan { mass_release, brake, pause_from, ..Plan::default() };
     let mut by_path: HashMap<&str, Vec<&OwnedPv>> = HashMap::new();
     for owned in world.owned.values() {
         by_path.entry(&owned.path).or_default().push(owned);
@@ -404,14 +409,14 @@ fn look_again(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) {
     }
 }
 
-/// A mass release, from the PVs that are Released and the ones that were wiped lately. A
-/// volume that is released again and again counts once.
-fn mass_release(world: &World<'_>) -> Option<Brake> {
+/// How many PVs are Bound, and when the others were released: those that are Released and those that
+/// were wiped lately. A volume that is released again and again counts once.
+fn releases(world: &World<'_>) -> (usize, Vec<i64>) {
     let bound = world.owned.values().filter(|owned| owned.phase == Phase::Bound).count();
     let mut times: HashMap<&str, i64> = world.memory.reclaimed().collect();
     let released = world.owned.values().filter(|owned| owned.phase == Phase::Released && !owned.quarantined);
     times.extend(released.map(|owned| (owned.name.as_str(), since(world, owned))));
-    Brake::find(bound, times.into_values().collect())
+    (bound, times.into_values().collect())
 }
 
 fn is_held(world: &World<'_>, brake: &Brake) -> bool {

@@ -438,11 +438,44 @@ fn a_mass_release_is_held_for_five_minutes() {
     assert_eq!(plan.brake.map(|brake| (brake.released, brake.of)), Some((12, 12)));
     assert_eq!(plan.wake_at.expect("it goes on later") - scene.now, Duration::from_secs(300));
     scene.memory.note_mass_release(plan.mass_release, scene.now);
+    scene.memory.note_wanted(plan.wanted, scene.now);
     scene.clock = 9_990 + 300;
     assert_eq!(scene.plan().actions, [], "the clock may be wrong");
     scene.now += Duration::from_secs(300);
     assert_eq!(scene.plan().actions.len(), 12);
     assert_eq!(scene.plan().brake, None);
+}
+
+#[test]
+fn the_first_of_what_may_be_a_mass_release_wait_a_moment_for_the_others() {
+    let scene_of = |few: usize, bound: usize| {
+        let mut scene = scene();
+        scene.findings.clear();
+        for number in 0..few + bound {
+            let sighting = testing::disk(number as u32, SIZE);
+            let mut owned = testing::owned_pv(&format!("v{number}"), "c");
+            owned.identity = Some(sighting.identity.clone());
+            owned.since = Some(9_999);
+            released(&mut owned);
+            if number >= few {
+                owned.phase = Phase::Bound;
+            }
+            scene.owned.insert(owned.name.clone(), owned);
+            scene.findings.push(finding(&format!("v{number}"), Ok(sighting)));
+        }
+        scene
+    };
+    let wipes = |plan: &Plan| plan.actions.iter().filter(|action| matches!(action, Action::Reclaim(_))).count();
+    let mut scene = scene_of(3, 7);
+    let plan = scene.plan();
+    assert_eq!(wipes(&plan), 0);
+    assert_eq!(plan.wake_at.expect("it goes on later") - scene.now, brake::PAUSE);
+    scene.memory.note_wanted(plan.wanted, scene.now);
+    scene.now += brake::PAUSE;
+    assert_eq!(wipes(&scene.plan()), 3, "no others have followed");
+    for (few, bound) in [(2, 100), (3, 6)] {
+        assert_eq!(wipes(&scene_of(few, bound).plan()), few, "{few} and {bound}");
+    }
 }
 
 #[test]

@@ -238,6 +238,12 @@ fn held(world: &World<'_>, owned: &OwnedPv, plan: &mut Plan) -> Option<Verdict> 
         let why = format!("{} of {} volumes were released within a minute", brake.released, brake.of);
         return wait(plan, left, why);
     }
+    if plan.pause_from.is_some_and(|from| since >= from) {
+        let until = world.memory.wanted_since(&owned.name).unwrap_or(world.now) + brake::PAUSE;
+        if let Some(left) = until.checked_duration_since(world.now).filter(|left| !left.is_zero()) {
+            return wait(plan, left, "others were released with it, maybe most of the node's volumes".to_owned());
+        }
+    }
     let class = world.config.class_of(&owned.class, &owned.path);
     let window = class.map_or(Duration::ZERO, |(class, _)| class.wipe_after);
     if window.is_zero() {

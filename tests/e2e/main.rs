@@ -18,8 +18,17 @@ macro_rules! scenarios {
 }
 
 scenarios! {
+    ballast
     profile
     s01
     s04
+    s09
+    s10
+    s11
+    s17
+    s18
+    s19
+    s21
+    s22
     stage_test
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::time::{Instant, sleep};
 
+use crate::ballast;
 use crate::harness::evidence::Evidence;
 use crate::harness::helm;
 use crate::harness::http;
@@ -67,6 +68,7 @@ impl Scene {
     async fn new(name: &str, turn: Turn) -> Self {
         // Before anything can fail.
         let evidence = Evidence::of(&SITE, name);
+        ballast::load(&SITE).await;
         Self { tenant: Tenant::new(&SITE, name).await, _evidence: evidence, _turn: turn }
     }
 

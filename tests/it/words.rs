@@ -332,7 +332,7 @@ async fn most_volumes_released_at_once_are_not_wiped_and_a_hold_keeps_them() {
 }
 
 #[tokio::test]
-async fn a_mass_release_under_the_agents_eyes_is_stopped_when_more_than_half_are_released() {
+async fn of_a_mass_release_under_the_agents_eyes_only_the_first_few_are_wiped() {
     let (node, _, _, volumes, claims, agent) = bound("massrun", 24).await;
     futures::future::join_all(claims.iter().map(|claim| node.release(claim))).await;
     node.wait_event(node.name(), "MassRelease", "", SOON).await;
@@ -340,7 +340,7 @@ async fn a_mass_release_under_the_agents_eyes_is_stopped_when_more_than_half_are
     // Those that had been begun have come to their end.
     let settled = |pvs: &Volumes| pvs.values().all(|pv| pv.metadata.deletion_timestamp.is_none()) && pvs.len() == 24;
     node.watch_pvs("no PV Terminating", SOON, |pvs| settled(pvs).then_some(())).await;
-    assert!(with_data(&volumes) >= 12, "{} have their data", with_data(&volumes));
+    assert!(with_data(&volumes) >= 20, "{} have their data", with_data(&volumes));
     drop(agent);
     node.clean_up().await;
 }
