@@ -124,6 +124,13 @@ impl Event {
         Self::warning(about(target), VOLUME_FAILED_DELETE, error.verdict().to_string())
     }
 
+    /// A volume was wiped, and the API server refuses to remove its PV.
+    #[must_use]
+    pub fn not_removed(target: &Target, error: &dyn std::error::Error) -> Self {
+        let note = format!("{} is wiped, but its PV can't be removed, which is tried again: {error}", target.entry);
+        Self::warning(about(target), VOLUME_FAILED_DELETE, note)
+    }
+
     /// The receipt of a wipe.
     #[must_use]
     pub fn wiped(target: &Target, receipt: &Receipt, seconds: f64) -> Self {

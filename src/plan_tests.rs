@@ -451,8 +451,8 @@ fn the_first_of_what_may_be_a_mass_release_wait_a_moment_for_the_others() {
     let scene_of = |few: usize, bound: usize| {
         let mut scene = scene();
         scene.findings.clear();
-        for number in 0..few + bound {
-            let sighting = testing::disk(number as u32, SIZE);
+        for (number, minor) in (0..few + bound).zip(0..) {
+            let sighting = testing::disk(minor, SIZE);
             let mut owned = testing::owned_pv(&format!("v{number}"), "c");
             owned.identity = Some(sighting.identity.clone());
             owned.since = Some(9_999);

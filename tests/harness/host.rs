@@ -13,6 +13,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use super::require_own_namespace;
 
@@ -41,8 +43,18 @@ impl Host {
         let set_up = || {
             unshare(CloneFlags::CLONE_NEWNS).expect("root can make a mount namespace");
             propagate(MsFlags::MS_PRIVATE);
+            // They show these sources, wherever they are.
+            let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let hidden = OWN.iter().any(|path| sources.starts_with(path));
+            let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let kept = hidden.then(|| open_tree(CWD, sources, clone).expect("a mount can be copied"));
             for path in OWN {
                 mount_tmpfs(Path::new(path));
+            }
+            if let Some(kept) = kept {
+                fs::create_dir_all(sources).expect("a directory can be made in a new filesystem");
+                move_mount(kept, "", CWD, sources, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                    .expect("a mount can be moved");
             }
             let tunables = Path::new("/run/tunables");
             fs::create_dir(tunables).expect("a directory can be made in a new filesystem");

@@ -311,16 +311,13 @@ fn container_mounts(objects: &[Value]) -> Vec<String> {
 }
 
 #[test]
-fn only_an_agent_that_may_meet_devices_is_privileged() {
+fn an_agent_is_privileged_unless_the_values_say_that_there_are_no_devices() {
     let context = |values: &str| container(&render(values)).security_context.expect("it has one");
     let class = |more: &str| format!("classes: [{{name: a, hostDir: /mnt/a, {more}}}]\n");
     for devices in [
+        // Links to devices may be in any directory, as they were under the old chart.
+        class(""),
         class("volumeMode: Block"),
-        class("fsType: xfs"),
-        class("blockCleanerCommand: [/scripts/blkdiscard.sh]"),
-        class("wipe: {method: zero}"),
-        class("") + "mountDevVolume: true",
-        class("") + "useJobForCleaning: true",
         class("") + "privileged: true",
         class("") + "securityProfile: block",
         "classes: [{name: a, hostDir: /dev/disk/by-id}]".to_owned(),
@@ -329,8 +326,7 @@ fn only_an_agent_that_may_meet_devices_is_privileged() {
         assert!(container_mounts(&render(&devices)).contains(&"/dev".to_owned()), "{devices}");
     }
     for directories in [
-        class("") + "tolerations: []",
-        class("dirty: quarantine, wipeAfter: 1m, volumeMode: Filesystem"),
+        class("") + "securityProfile: filesystem",
         class("fsType: xfs") + "privileged: false",
         class("fsType: xfs") + "privileged: true\nsecurityProfile: filesystem",
     ] {
@@ -347,6 +343,25 @@ fn only_an_agent_that_may_meet_devices_is_privileged() {
         assert!(!container_mounts(&render(&directories)).contains(&"/dev".to_owned()), "{directories}");
     }
     assert_eq!(context("securityContext: {readOnlyRootFilesystem: false}").read_only_root_filesystem, Some(false));
+}
+
+#[test]
+fn directories_of_former_classes_stay_mounted_and_each_is_what_it_says() {
+    let values = "classes: [{name: a, hostDir: /mnt/-a}, {name: \"1e3\", hostDir: /mnt-/a, storageClass: true}]\n\
+                  formerDirectories: [{hostDir: /mnt/old, mountDir: /former}]\nnodeCleanupController: null\n\
+                  podLabels: {app.kubernetes.io/name: mine, team: a}";
+    let objects = render(values);
+    let pod = &of_kind(&objects, "DaemonSet")[0]["spec"]["template"];
+    let list = |key: &Value| key.as_array().cloned().unwrap_or_default();
+    let (mounts, volumes) = (list(&pod["spec"]["containers"][0]["volumeMounts"]), list(&pod["spec"]["volumes"]));
+    for (host, mounted) in [("/mnt/-a", "/mnt/-a"), ("/mnt-/a", "/mnt-/a"), ("/mnt/old", "/former")] {
+        let mount = mounts.iter().find(|mount| mount["mountPath"] == mounted).expect(mounted);
+        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).expect(host);
+        assert_eq!(volume["hostPath"]["path"], host);
+    }
+    assert_eq!(of_kind(&objects, "StorageClass")[0]["metadata"]["name"], "1e3");
+    assert_eq!(pod["metadata"]["labels"]["team"], "a");
+    assert_eq!(pod["metadata"]["labels"]["app.kubernetes.io/name"], "mooring", "the selector finds it");
 }
 
 #[test]

@@ -169,7 +169,7 @@ async fn of_its_own_pvs_an_agent_may_do_only_what_it_has_to() {
     let terms = &mut either["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];
     terms.as_array_mut().expect("a list").push(other);
     for (words, pv) in [
-        ("affinity", either),
+        ("affinity", either.clone()),
         ("affinity", with(pv.clone(), &host("NotIn", "kubernetes.io/hostname", &[own]))),
         ("affinity", with(pv.clone(), &host("In", "kubernetes.io/hostname", &[own, "elsewhere"]))),
         ("affinity", with(pv.clone(), &host("In", "kubernetes.io/os", &[own]))),
@@ -181,6 +181,12 @@ async fn of_its_own_pvs_an_agent_may_do_only_what_it_has_to() {
     ] {
         denied(&format!("to make {pv}"), agent.create(&pv).await, words);
     }
+    // One that was made for a class with a `selector` stays its own when the class has none any more.
+    let selected = with(either.clone(), &json!({ "metadata": { "name": format!("{own}-selected") } }));
+    let made = admin.create(&selected).await.expect("an administrator may");
+    let touched = agent.patch(&made.name_any(), &annotated("mooring.dev/volume", "x")).await;
+    touched.expect("the agent may, as it has to wipe it");
+    agent.delete(&made.name_any()).await.expect("the agent may, as it has to remove it");
     // Nothing but the name and perhaps a UID: else it could be signed for another node.
     for by in ["-b", ".b", "-", &format!("-b-{UID}"), &format!(".b-{UID}"), &format!("-{UID}-b"), UID] {
         let pv = with(pv.clone(), &annotated(BY, &format!("{}{by}", signature(own))));

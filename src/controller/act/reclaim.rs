@@ -121,7 +121,7 @@ impl Tools {
                 },
                 (Step::Remove, _) => {
                     let warrant = Warrant::Wiped(verified.take().expect("removal follows verification"));
-                    let last = self.remove(warrant, &target.pv).await?;
+                    let last = self.remove(warrant, target).await?;
                     if let Some(wipe) = under_way {
                         wipe.removed();
                     }
@@ -338,17 +338,22 @@ impl Tools {
 
     /// Removes the PV, for as long as it takes to be sure of it: the wipe is done, and
     /// would have to be done again.
-    async fn remove(&mut self, warrant: Warrant, pv: &str) -> Result<Option<PersistentVolume>, Ended> {
-        let mut failures = 0;
+    async fn remove(&mut self, warrant: Warrant, target: &Target) -> Result<Option<PersistentVolume>, Ended> {
+        let (mut failures, mut refusals) = (0, 0);
         loop {
             match self.cluster.remove(&warrant).await {
                 Ok(last) => return Ok(last),
                 Err(ApiError::NotFound) => return Ok(None),
                 // A uid that does not match is a conflict: another PV has the name now.
-                Err(ApiError::Conflict(_)) => return self.look(pv).await,
+                Err(ApiError::Conflict(_)) => return self.look(&target.pv).await,
                 Err(ApiError::Unknown(_)) => self.pause(failures).await?,
                 Err(error) => {
-                    warn!(pv, %error, "The volume is wiped, but its PV can't be removed; it is tried again");
+                    warn!(pv = target.pv, %error, "The volume is wiped, but its PV can't be removed; it is tried again");
+                    if refusals == 0 {
+                        self.events.send(Event::not_removed(target, &error));
+                    }
+                    refusals += 1;
+                    self.metrics.contract.reclaim_failed(target.identity.mode(), by(target));
                     self.rest(REFUSED, failures).await?;
                 }
             }

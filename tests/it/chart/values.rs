@@ -30,8 +30,8 @@ fn paths<'s>(root: &'s Value, schema: &'s Value, at: &str, found: &mut BTreeMap<
         }
         let before = found.len();
         paths(root, value, &path, found);
-        if key == "classes" {
-            paths(root, &value["items"], "classes[]", found);
+        if ["classes", "formerDirectories"].contains(&key.as_str()) {
+            paths(root, &value["items"], &format!("{key}[]"), found);
         }
         // Of a group, its values; those of a class are values of their own as well.
         if found.len() == before || ["image", "storageClass"].contains(&key.as_str()) {

@@ -84,10 +84,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if eq $profile "auto" -}}
 {{- if kindIs "bool" .Values.privileged -}}
 {{- $profile = ternary "block" "filesystem" .Values.privileged -}}
-{{- else if or .Values.mountDevVolume (eq (include "mooring.hasDevices" .) "true") -}}
-{{- $profile = "block" -}}
 {{- else -}}
-{{- $profile = "filesystem" -}}
+{{- $profile = "block" -}}
 {{- end -}}
 {{- end -}}
 {{- if eq $profile "filesystem" -}}
@@ -136,11 +134,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "mooring.directories" -}}
 {{- $hosts := dict -}}
 {{- $devIsThere := eq (include "mooring.mountsDev" .) "true" -}}
-{{- range .Values.classes -}}
+{{- range concat .Values.classes (default list .Values.formerDirectories) -}}
 {{- $host := clean .hostDir -}}
 {{- $mount := clean (default .hostDir .mountDir) -}}
 {{- if and (hasKey $hosts $mount) (ne (get $hosts $mount) $host) -}}
-{{- fail (printf "classes: %s shows %s at the mountDir %s, where another class shows %s" .name $host $mount (get $hosts $mount)) -}}
+{{- fail (printf "classes: %s shows %s at the mountDir %s, where another class shows %s" (default "formerDirectories" .name) $host $mount (get $hosts $mount)) -}}
 {{- end -}}
 {{- if not (and $devIsThere (eq $host $mount) (hasPrefix "/dev/" (printf "%s/" $host))) -}}
 {{- $_ := set $hosts $mount $host -}}
@@ -157,7 +155,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- /* A volume's name by its path: another order of classes must not change the pods. */ -}}
 {{- define "mooring.volumeName" -}}
 {{- $name := . | trimPrefix "/" | replace "/" "--" -}}
-{{- if and (regexMatch "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$" $name) (le (len $name) 57) (not (contains "--" .)) -}}
+{{- if and (regexMatch "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$" $name) (le (len $name) 57) (not (regexMatch "-[-/]|/-" .)) -}}
 dir--{{ $name }}
 {{- else -}}
 dir--{{ sha256sum . | trunc 16 }}
