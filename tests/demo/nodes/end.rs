@@ -121,13 +121,13 @@ fn other_processes() -> Vec<String> {
     others.collect()
 }
 
-/// Files with content below the run's own directory. Locks have none, and go with the directory.
+/// Files with content below the run's own directory. Locks and a pipe have none, and go with it.
 fn data_below(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         match entry.metadata() {
             Ok(metadata) if metadata.is_dir() => found.extend(data_below(&entry.path())),
-            Ok(metadata) if metadata.is_file() && metadata.len() == 0 => {}
+            Ok(metadata) if metadata.len() == 0 => {}
             _ => found.push(entry.path()),
         }
     }
