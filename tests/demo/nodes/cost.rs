@@ -33,6 +33,7 @@ pub async fn measure(play: &Play<'_>) -> anyhow::Result<String> {
         agents.push((node, pid, run_times(pid)?));
     }
     let (calls, watches) = requests(play);
+    ensure!(calls > 0, "the audit log has no request of an agent");
     sleep(IDLE).await;
     play.screen.row(&WIDTHS, &["NODE", "RESIDENT", "OF IT THE HEAP", "CPU TIME"], true);
     let (mut most, mut busiest) = (0.0_f64, Duration::ZERO);
