@@ -70,7 +70,7 @@ pub async fn play(screen: &Screen, nodes: usize) -> anyhow::Result<()> {
         std::env::var_os("MOORING_CGROUP").is_some(),
         "nodes need namespaces of their own: run `make demo NODES=2`"
     );
-    screen.title(&format!("mooring: local disks of {nodes} nodes as persistent volumes of pods"));
+    screen.title(&format!("mooring: local disks as persistent volumes of pods (nodes: {nodes})"));
     let site = start::cluster(screen, nodes).await?;
     let timeline = Timeline::start(site.plane().kubeconfig())?;
     let mut play = Play { screen, site: &site, tenant: Tenant::new(&site, "demo").await, timeline };
@@ -103,8 +103,8 @@ async fn acts(play: &mut Play<'_>) -> anyhow::Result<Vec<String>> {
     let slowest = volumes.iter().map(|volume| volume.available).max().unwrap_or_default();
     let summary = vec![
         format!("{} volumes Available, the slowest {} after its disk appeared", volumes.len(), ms(slowest)),
-        format!("{} pods ran, each on the node of its volumes", pods.len()),
-        format!("they did not notice that all agents were killed; others were ready after {}", ms(ready)),
+        format!("{} pods ran, each on the node of its volumes, and went on while all agents were killed", pods.len()),
+        format!("agents were ready again {} after that", ms(ready)),
         format!("{} volumes wiped, verified and offered again; the slowest took {}", volumes.len(), ms(reclaimed)),
         "no secret can be read back on the hosts, from no mount and from no device".to_owned(),
         cost,
