@@ -50,8 +50,7 @@ pub async fn remove(play: &Play<'_>, volumes: Vec<Volume>) -> anyhow::Result<()>
         ensure!(left.is_empty(), "{} has mounts of pods: {left:?}", node.name());
     }
     screen.checked("containers, and mounts of pods, on the nodes", "none");
-    let disks: Vec<_> =
-        volumes.iter().flat_map(|volume| [volume.disk.device.clone(), volume.disk.backing.clone()]).collect();
+    let disks: Vec<_> = volumes.iter().map(|volume| volume.disk.backing.clone()).collect();
     drop(volumes);
     until_none("loop devices", || loop_devices_of(&disks)).await?;
     screen.checked("loop devices on the demo's disks, also those of kubelets", "none");
@@ -97,7 +96,7 @@ async fn until_none(what: &str, look: impl Fn() -> Vec<String>) -> anyhow::Resul
     }
 }
 
-/// Loop devices on one of the disks: a kubelet puts another one on a raw device that it hands to a pod.
+/// Loop devices on the disks' files. Another one, which a kubelet puts on a raw device for a pod, keeps its disk.
 fn loop_devices_of(disks: &[PathBuf]) -> Vec<String> {
     let mut found = Vec::new();
     for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
