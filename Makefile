@@ -38,7 +38,7 @@ HELM_VERSION = $(word 2,$(shell grep helm.sh/helm/v3 tests/cluster/go.mod))
 
 .PHONY: help
 help: ## List the targets (the default)
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-9s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what building and testing need (as root), or say what is missing
@@ -80,10 +80,10 @@ manifests: $(HELM) ## Make deploy/manifests from the chart
 	deploy/manifests/generate $(HELM) deploy/manifests
 
 .PHONY: demo
-demo: ## Show the agent at work on a real control plane and real disks (as root)
-	@tests/setup --root "make demo"
-	@$(MAKE) --no-print-directory build cluster
-	@MOORING_BIN='$(BINARY)' $(CARGO) run --quiet --example demo
+demo: ## Show the agent at work on a real control plane and real disks; with NODES=2 on kubelets with pods (as root)
+	@tests/setup --root "make demo$(NODES:%= NODES=%)"
+	@$(MAKE) --no-print-directory build cluster $(if $(NODES),helm image)
+	@$(if $(NODES),MOORING_DEMO_NODES='$(NODES)' $(E2E),MOORING_BIN='$(BINARY)') $(CARGO) run --quiet --example demo
 
 # The file that `make image` writes.
 E2E = MOORING_BIN='$(BINARY)' MOORING_IMAGE=.build/image/mooring.tar

@@ -1,6 +1,6 @@
 //! `make demo`: the agent at work, step by step, on a real control plane and real
 //! filesystems and disks. It ends with success only when everything that it claims
-//! was seen to be so.
+//! was seen to be so. With `NODES` it does so on whole nodes instead ([`nodes`]).
 
 // A demo writes files and prints; the lints that forbid both are for the agent.
 #![allow(clippy::disallowed_methods)]
@@ -8,6 +8,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 mod accidents;
+mod nodes;
 mod plane;
 mod reclaim;
 mod screen;
@@ -41,11 +42,18 @@ fn main() -> ExitCode {
 fn run(screen: &Screen) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(harness::is_root(), "the demo mounts filesystems and attaches loop devices: run it as root");
     anyhow::ensure!(std::env::var_os("MOORING_BIN").is_some(), "MOORING_BIN names no agent: run `make demo`");
+    let nodes = nodes::wanted()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let play = async {
+            match nodes {
+                Some(nodes) => nodes::play(screen, nodes).await,
+                None => play(screen).await,
+            }
+        };
         tokio::select! {
-            result = play(screen) => result.map(|()| ExitCode::SUCCESS),
+            result = play => result.map(|()| ExitCode::SUCCESS),
             _ = interrupt.recv() => Ok(stopped(screen, 130)),
             _ = terminate.recv() => Ok(stopped(screen, 143)),
         }

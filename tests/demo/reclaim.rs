@@ -7,21 +7,22 @@ use anyhow::{Context as _, ensure};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::{Api, DeleteParams, ResourceExt as _};
 
-use super::harness::volumes::{path_of, phase};
+use super::harness::volumes::phase;
 use super::screen::{Screen, ms};
-use super::stage::Stage;
+use super::stage::{Published, Stage};
 use super::tenant::Tenant;
-use super::timeline::Seen;
+use super::timeline::{Seen, Timeline};
 
 const FINALIZER: &str = "mooring.dev/wipe";
 const WIDTHS: [usize; 7] = [13, 9, 9, 12, 9, 9, 10];
 
 /// When each step of one volume was seen.
-struct Steps {
+pub struct Steps {
     released: Instant,
     fenced: Instant,
     terminating: Instant,
     gone: Instant,
+    again: Instant,
     available: Instant,
 }
 
@@ -33,45 +34,53 @@ pub async fn watch(screen: &Screen, stage: &mut Stage, tenants: &[Tenant<'_>]) -
     for tenant in tenants {
         claims.delete(&tenant.claim.name_any(), &DeleteParams::default()).await?;
     }
-    screen.note("counted from the moment the PV is Released; each event is the API server's own");
-    screen.row(&WIDTHS, &["VOLUME", "FENCE", "DELETED", "WIPED IN", "PV GONE", "NEW PV", "AVAILABLE"], true);
+    head(screen);
     let mut slowest = Duration::ZERO;
     for tenant in tenants {
-        let (steps, new) = follow(stage, tenant).await.with_context(|| tenant.volume.label.clone())?;
-        let since = |at: Instant| ms(at.saturating_duration_since(steps.released));
-        let wiped = wiped_in(stage, &tenant.volume.pv)?;
-        let cells = [
-            tenant.volume.label.clone(),
-            since(steps.fenced),
-            since(steps.terminating),
-            ms(wiped),
-            since(steps.gone),
-            since(new.at),
-            since(steps.available),
-        ];
-        screen.row(&WIDTHS, &cells.each_ref().map(String::as_str), false);
-        slowest = slowest.max(steps.available.saturating_duration_since(steps.released));
+        let Published { label, pv, uid, .. } = tenant.volume;
+        let steps = Steps::follow(&mut stage.timeline, pv, uid).await.with_context(|| label.clone())?;
+        steps.show(screen, label, wiped_in(stage, pv)?);
+        slowest = slowest.max(steps.took());
     }
     Ok(ms(slowest))
 }
 
-/// The steps of one volume, and the first event of the PV that offers it anew.
-async fn follow(stage: &mut Stage, tenant: &Tenant<'_>) -> anyhow::Result<(Steps, Seen)> {
-    let volume = tenant.volume;
-    let ours = |seen: &Seen| seen.uid() == volume.uid;
-    let has_fence = |seen: &Seen| seen.pv.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
-    let deleted = |seen: &Seen| seen.pv.metadata.deletion_timestamp.is_some();
-    let timeline = &mut stage.timeline;
-    let released = timeline.wait("Released", |seen| ours(seen) && phase(&seen.pv) == "Released").await?.at;
-    let fenced = timeline.wait("the fence", |seen| ours(seen) && has_fence(seen)).await?.at;
-    let terminating = timeline.wait("its deletion", |seen| ours(seen) && deleted(seen)).await?.at;
-    let gone = timeline.wait("its end", |seen| ours(seen) && seen.gone).await?.at;
-    let here = |seen: &Seen| path_of(&seen.pv) == volume.path.to_string_lossy() && !ours(seen);
-    let new = timeline.wait("a new PV", here).await?;
-    let available = timeline.wait("Available", |seen| here(seen) && phase(&seen.pv) == "Available").await?.at;
-    ensure!(released <= fenced && fenced <= terminating, "the fence stood too late");
-    ensure!(terminating <= gone && gone <= new.at, "a new PV was there before the old one was gone");
-    Ok((Steps { released, fenced, terminating, gone, available }, new))
+/// The head of the table of steps.
+pub fn head(screen: &Screen) {
+    screen.note("counted from the moment the PV is Released; each event is the API server's own");
+    screen.row(&WIDTHS, &["VOLUME", "FENCE", "DELETED", "WIPED IN", "PV GONE", "NEW PV", "AVAILABLE"], true);
+}
+
+impl Steps {
+    /// Those of one volume, up to the PV that offers it anew under the same name.
+    pub async fn follow(timeline: &mut Timeline, pv: &str, uid: &str) -> anyhow::Result<Self> {
+        let ours = |seen: &Seen| seen.uid() == uid;
+        let has_fence = |seen: &Seen| seen.pv.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+        let deleted = |seen: &Seen| seen.pv.metadata.deletion_timestamp.is_some();
+        let released = timeline.wait("Released", |seen| ours(seen) && phase(&seen.pv) == "Released").await?.at;
+        let fenced = timeline.wait("the fence", |seen| ours(seen) && has_fence(seen)).await?.at;
+        let terminating = timeline.wait("its deletion", |seen| ours(seen) && deleted(seen)).await?.at;
+        let gone = timeline.wait("its end", |seen| ours(seen) && seen.gone).await?.at;
+        let here = |seen: &Seen| seen.name() == pv && !ours(seen);
+        let again = timeline.wait("a new PV", here).await?.at;
+        let available = timeline.wait("Available", |seen| here(seen) && phase(&seen.pv) == "Available").await?.at;
+        ensure!(released <= fenced && fenced <= terminating, "the fence stood too late");
+        ensure!(terminating <= gone && gone <= again, "a new PV was there before the old one was gone");
+        Ok(Self { released, fenced, terminating, gone, again, available })
+    }
+
+    /// From Released to Available again.
+    pub fn took(&self) -> Duration {
+        self.available.saturating_duration_since(self.released)
+    }
+
+    /// A row of the table.
+    pub fn show(&self, screen: &Screen, label: &str, wiped: Duration) {
+        let since = |at: Instant| ms(at.saturating_duration_since(self.released));
+        let (fenced, terminating, gone) = (since(self.fenced), since(self.terminating), since(self.gone));
+        let (again, available) = (since(self.again), since(self.available));
+        screen.row(&WIDTHS, &[label, &fenced, &terminating, &ms(wiped), &gone, &again, &available], false);
+    }
 }
 
 /// How long the wipe took, in the agent's own words.

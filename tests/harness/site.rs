@@ -40,11 +40,16 @@ impl Site {
     /// Starts one with that many nodes, all Ready, on which the agents of these classes
     /// ([`helm::class`]) are ready. It blocks.
     pub fn start(nodes: usize, classes: Vec<Value>) -> Self {
+        Self::start_with(nodes, classes, Options::default())
+    }
+
+    /// The same, on a control plane with these options.
+    pub fn start_with(nodes: usize, classes: Vec<Value>, options: Options) -> Self {
         let (address, _) = IN_CLUSTER.split_once(':').expect("it is an address and a port");
         give_address(address);
         let images = Scratch::new("images");
         let ((nodes, tars), plane) = thread::scope(|scope| {
-            let plane = scope.spawn(|| ControlPlane::start_for_pods(Options::default()));
+            let plane = scope.spawn(|| ControlPlane::start_for_pods(options));
             let tars = scope.spawn(|| {
                 let mut tars = image::busybox(images.path());
                 tars.push(image::agent(images.path()));
