@@ -6,7 +6,7 @@ use std::path::Path;
 
 use kube::api::ResourceExt;
 
-use crate::harness::disk::run;
+use crate::harness::disk::{LoopDisk, run, umount};
 use crate::harness::pods::PodSpec;
 use crate::stage;
 
@@ -19,10 +19,18 @@ const SECRET: &str = "the old tenant's secret";
 async fn s04_after_its_claim_a_volume_is_wiped_and_offered_again() {
     let scene = stage::shared("s04").await;
     let node = scene.node(0);
-    let (path, disk) = node.mount_ext4("s04", "disk", SIZE);
-    node.on_host(|| {
-        std::os::unix::fs::chown(&path, Some(1234), Some(5678)).expect("root can give a directory away");
-        run(std::process::Command::new("chmod").arg("2750").arg(&path));
+    let path = node.discovery("s04").join("disk");
+    let disk = node.on_host(|| {
+        let disk = LoopDisk::new(node.dir(), SIZE);
+        disk.format_ext4();
+        // The agent records what it is at first, so it is so before it is there.
+        let aside = node.dir().join("s04");
+        disk.mount_ext4(&aside);
+        std::os::unix::fs::chown(&aside, Some(1234), Some(5678)).expect("root can give a directory away");
+        run(std::process::Command::new("chmod").arg("2750").arg(&aside));
+        umount(&aside);
+        disk.mount_ext4(&path);
+        disk
     });
     let pv = scene.wait_available("s04", 0, "disk").await;
 
