@@ -448,11 +448,11 @@ fn a_mass_release_is_held_for_five_minutes() {
 
 #[test]
 fn the_first_of_what_may_be_a_mass_release_wait_a_moment_for_the_others() {
-    let scene_of = |few: usize, bound: usize| {
+    let scene_of = |few: u32, bound: u32| {
         let mut scene = scene();
         scene.findings.clear();
-        for (number, minor) in (0..few + bound).zip(0..) {
-            let sighting = testing::disk(minor, SIZE);
+        for number in 0..few + bound {
+            let sighting = testing::disk(number, SIZE);
             let mut owned = testing::owned_pv(&format!("v{number}"), "c");
             owned.identity = Some(sighting.identity.clone());
             owned.since = Some(9_999);
@@ -474,7 +474,7 @@ fn the_first_of_what_may_be_a_mass_release_wait_a_moment_for_the_others() {
     scene.now += brake::PAUSE;
     assert_eq!(wipes(&scene.plan()), 3, "no others have followed");
     for (few, bound) in [(2, 100), (3, 6)] {
-        assert_eq!(wipes(&scene_of(few, bound).plan()), few, "{few} and {bound}");
+        assert_eq!(wipes(&scene_of(few, bound).plan()), few as usize, "{few} and {bound}");
     }
 }
 

@@ -30,7 +30,8 @@ async fn s10_a_retained_volume_is_wiped_or_kept_at_an_admins_word() {
     let raw = scene.wait_available("s10-raw", 0, "raw").await;
 
     let claim = |name: &str, pv: &PersistentVolume| {
-        let further = json!({ "volumeName": pv.name_any(), "volumeMode": pv.spec.as_ref().and_then(|spec| spec.volume_mode.as_ref()) });
+        let mode = pv.spec.as_ref().and_then(|spec| spec.volume_mode.as_ref());
+        let further = json!({ "volumeName": pv.name_any(), "volumeMode": mode });
         let class = if name.starts_with("raw") { "s10-raw" } else { "s10" };
         scene.claim_with(name, class, "1Mi", &further);
     };
@@ -41,7 +42,8 @@ async fn s10_a_retained_volume_is_wiped_or_kept_at_an_admins_word() {
     let all = [("wiped", &wiped), ("kept", &kept), ("raw", &raw)];
     all.iter().for_each(|(name, pv)| claim(name, pv));
     scene.run(&pod("old", "")).await;
-    scene.sh("old", &format!("echo {SECRET} | tee /wiped/file > /kept/file; yes {SECRET} | head -c {SIZE} > /dev/raw; sync"));
+    let fill = format!("echo {SECRET} | tee /wiped/file > /kept/file; yes {SECRET} | head -c {SIZE} > /dev/raw; sync");
+    scene.sh("old", &fill);
     scene.delete_pod("old").await;
     for (name, pv) in all {
         scene.delete_claim(name).await;

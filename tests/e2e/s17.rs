@@ -16,7 +16,7 @@ use crate::harness::site::{SOON, container_id};
 use crate::harness::volumes::{is_on, path_of, phase};
 use crate::stage::{self, Alone};
 
-/// Their directories are mounted in our agent's pod, and their StorageClasses are there.
+/// Their directories are mounted in our agent's pod, and there is a `StorageClass` for each.
 pub const CLASSES: &[(&str, &str)] = &[(FS, "{}"), (RAW, r#"{"volumeMode": "Block"}"#)];
 const FS: &str = "s17-fs";
 const RAW: &str = "s17-raw";
@@ -81,7 +81,8 @@ async fn s17_every_pv_of_the_go_provisioner_is_adopted_and_a_released_one_is_wip
     for entry in ["used", "left"] {
         for (class, mode) in [(FS, "Filesystem"), (RAW, "Block")] {
             let pv = of(entry, 0, class).expect("it was made").name_any();
-            scene.claim_with(&format!("{entry}-{mode}").to_lowercase(), class, "1Mi", &json!({ "volumeMode": mode, "volumeName": pv }));
+            let further = json!({ "volumeMode": mode, "volumeName": pv });
+            scene.claim_with(&format!("{entry}-{mode}").to_lowercase(), class, "1Mi", &further);
         }
     }
     let pod = |entry: &str| {
@@ -90,8 +91,7 @@ async fn s17_every_pv_of_the_go_provisioner_is_adopted_and_a_released_one_is_wip
     };
     for entry in ["used", "left"] {
         scene.run(&pod(entry)).await;
-        let size = SIZE;
-        scene.sh(entry, &format!("echo {SECRET} > /data/file; yes {SECRET} | head -c {size} > /dev/raw; sync"));
+        scene.sh(entry, &format!("echo {SECRET} > /data/file; yes {SECRET} | head -c {SIZE} > /dev/raw; sync"));
     }
     scene.delete_pod("left").await;
     for claim in ["left-filesystem", "left-block"] {
@@ -136,14 +136,16 @@ async fn s17_every_pv_of_the_go_provisioner_is_adopted_and_a_released_one_is_wip
 
     // The bytes, from both sides.
     let found = scene.node(0).on_host(|| {
-        let secret = |entry: &str| disks.iter().any(|(node, of, disk)| *node == 0 && *of == entry && disk.backing_contains(SECRET.as_bytes()));
+        let disk = |entry: &str| disks.iter().find(|all| (all.0, all.1) == (0, entry)).map(|all| &all.2);
+        let secret = |entry: &str| disk(entry).is_some_and(|disk| disk.backing_contains(SECRET.as_bytes()));
         let file = |entry: &str| fs::exists(format!("/mnt/disks/{FS}/{entry}/file")).expect("it can be looked at");
         [file("used"), secret("used"), file("left"), secret("left")]
     });
     assert_eq!(found, [true, true, false, false], "what is used has its data, and what was Released has none");
     let now = scene.wait_running("used").await;
     assert_eq!(container_id(&now), container_id(&running), "the pod has not noticed");
-    assert_eq!(scene.sh("used", &format!("cat /data/file; head -c {} /dev/raw", SECRET.len())), format!("{SECRET}\n{SECRET}"));
+    let read = scene.sh("used", &format!("cat /data/file; head -c {} /dev/raw", SECRET.len()));
+    assert_eq!(read, format!("{SECRET}\n{SECRET}"));
 
     // As a volume of ours, it is wiped when its claim goes.
     let used = of("used", 0, FS).expect("it was made").clone();
@@ -217,7 +219,8 @@ impl<'a> Ours<'a> {
     }
 
     fn start(&self) {
-        self.scene.site().kubectl().must(&["apply", "--server-side", "--force-conflicts", "--filename=-"], &manifest(&self.set));
+        let apply = ["apply", "--server-side", "--force-conflicts", "--filename=-"];
+        self.scene.site().kubectl().must(&apply, &manifest(&self.set));
     }
 
     fn set_config(&self, data: &Value) {

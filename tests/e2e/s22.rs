@@ -63,7 +63,7 @@ async fn s22_when_every_claim_of_a_node_vanishes_nothing_is_wiped_as_long_as_an_
 
     // An admin gains time, and more than the five minutes: what is released is no mass any more
     // when most is taken back, and stays all the same.
-    scene.kubectl(&["annotate", "node", node.name(), &format!("{HOLD}=true")]);
+    let hold = Hold::new(&scene);
     wait_detail(&scene, &paths, "mooring.dev/hold on the Node").await;
     let ballast = ballast::wait(&scene, node.name(), "Released").await;
     let back = pvs[..TAKEN_BACK].iter().map(ResourceExt::name_any).chain(ballast);
@@ -82,7 +82,7 @@ async fn s22_when_every_claim_of_a_node_vanishes_nothing_is_wiped_as_long_as_an_
     assert_eq!(with_data(&scene, &paths), COUNT, "nothing was wiped");
 
     // Then it goes on, with what is left to it.
-    scene.kubectl(&["annotate", "node", node.name(), &format!("{HOLD}-")]);
+    drop(hold);
     for (path, pv) in paths.iter().zip(&pvs).skip(KEPT) {
         scene.wait_anew(CLASS, NODE, entry(path), pv).await;
     }
@@ -148,6 +148,23 @@ async fn vanish(scene: &Alone, pvs: &[PersistentVolume]) {
         })
         .await;
     scene.wait_agents().await;
+}
+
+/// The annotation on the Node, until this is dropped: also when the test fails.
+struct Hold<'a>(&'a Alone);
+
+impl<'a> Hold<'a> {
+    fn new(scene: &'a Alone) -> Self {
+        scene.kubectl(&["annotate", "node", scene.node(NODE).name(), &format!("{HOLD}=true")]);
+        Self(scene)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        // A panic in a panic would hide what has failed.
+        let _ = self.0.try_kubectl(&["annotate", "node", self.0.node(NODE).name(), &format!("{HOLD}-")]);
+    }
 }
 
 async fn take_back(scene: &Alone, pv: String) {

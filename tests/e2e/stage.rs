@@ -3,7 +3,9 @@
 
 #![allow(dead_code)] // No scenario uses all of it.
 
+use std::fs;
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use crate::harness::helm;
 use crate::harness::http;
 use crate::harness::pods::Tenant;
 use crate::harness::rbac::NAMESPACE;
-use crate::harness::real_node::{Disturb, RealNode};
+use crate::harness::real_node::{DISKS, Disturb, RealNode};
 use crate::harness::site::{SOON, Site, container_id};
 
 /// How many nodes there are.
@@ -36,8 +38,8 @@ static SITE: LazyLock<Site> = LazyLock::new(|| {
     Site::start(NODES, classes.map(class).collect())
 });
 
-/// One test's view of the cluster. Its name is the test's and its namespace's. When the test
-/// panics, logs and objects are collected.
+/// One test's view of the cluster. Its name is the test's and its namespace's, and its classes'
+/// names begin with it. When the test panics, logs and objects are collected.
 pub struct Scene {
     tenant: Tenant<'static>,
     _evidence: Evidence<'static>,
@@ -107,6 +109,32 @@ impl Scene {
         let line = lines.into_iter().find(|line| line["class"] == class && line["entry"] == entry)?;
         let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
         Some((text("verdict"), text("detail")))
+    }
+}
+
+/// The number of a disk that has gone is soon another's, to which its link would lead.
+impl Drop for Scene {
+    fn drop(&mut self) {
+        for node in SITE.nodes() {
+            let links = || {
+                for class in fs::read_dir(DISKS).into_iter().flatten().flatten() {
+                    let name = class.file_name();
+                    let rest = name.to_str().and_then(|name| name.strip_prefix(self.tenant.namespace()));
+                    if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-')) {
+                        unlink_all(&class.path());
+                    }
+                }
+            };
+            node.on_host(links);
+        }
+    }
+}
+
+fn unlink_all(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.path().is_symlink() {
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
