@@ -20,6 +20,7 @@ macro_rules! scenarios {
 scenarios! {
     ballast
     s01
+    s03
     s04
     s09
     s10
