@@ -22,6 +22,7 @@ scenarios! {
     s01
     s03
     s04
+    s05
     s09
     s10
     s11
