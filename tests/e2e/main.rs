@@ -20,9 +20,11 @@ macro_rules! scenarios {
 scenarios! {
     ballast
     s01
+    s02
     s03
     s04
     s05
+    s06
     s09
     s10
     s11
