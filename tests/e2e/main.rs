@@ -28,6 +28,7 @@ scenarios! {
     s09
     s10
     s11
+    s13
     s17
     s18
     s19
