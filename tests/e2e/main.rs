@@ -29,6 +29,7 @@ scenarios! {
     s10
     s11
     s13
+    s14
     s17
     s18
     s19
