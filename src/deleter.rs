@@ -229,7 +229,22 @@ impl WipeError {
     /// What the volume's state is after this failure.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        let reason = match self {
+        let detail = if matches!(self, Self::NotBlank(_)) {
+            self.to_string()
+        } else {
+            format!("its volume was not wiped: {self}")
+        };
+        Verdict::new(self.reason(), detail)
+    }
+
+    /// The same when it was only looked at, to be offered.
+    #[must_use]
+    pub fn verdict_of_look(&self) -> Verdict {
+        Verdict::new(self.reason(), format!("it is not offered: {self}"))
+    }
+
+    fn reason(&self) -> Reason {
+        match self {
             Self::Cancelled => Reason::Wiping,
             Self::Vanished(_) => Reason::Vanished,
             Self::NotMounted(_) => Reason::NotAMountPoint,
@@ -238,13 +253,7 @@ impl WipeError {
             Self::Unresponsive => Reason::Unresponsive,
             Self::Busy(_) => Reason::Busy,
             _ => Reason::Refused,
-        };
-        let detail = if matches!(self, Self::NotBlank(_)) {
-            self.to_string()
-        } else {
-            format!("its volume was not wiped: {self}")
-        };
-        Verdict::new(reason, detail)
+        }
     }
 }
 

@@ -374,6 +374,20 @@ fn a_released_volume_is_wiped_unless_it_is_held() {
 }
 
 #[test]
+fn a_volume_that_is_in_use_stays_busy_while_its_pv_is_tried_again() {
+    let mut scene = scene();
+    let name = testing::owned_pv("a", "c").name;
+    scene.memory.failed(&name, Verdict::new(Reason::Busy, "mounted"), true, scene.now, 0.0);
+    assert_eq!(scene.decides(), (None, Verdict::new(Reason::Busy, "mounted")));
+    scene.now += Duration::from_secs(60);
+    let (action, verdict) = scene.decides();
+    assert!(matches!(action, Some(Action::Create(_))));
+    assert_eq!(verdict.reason, Reason::Busy);
+    scene.memory.begin(&name);
+    assert_eq!(scene.decides().1.reason, Reason::Busy);
+}
+
+#[test]
 fn a_busy_volume_stays_busy_while_it_is_looked_at_again() {
     let mut scene = scene().with_pv(released);
     let name = testing::owned_pv("a", "c").name;

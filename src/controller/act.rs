@@ -71,6 +71,8 @@ pub enum Ended {
     Ledger(StateDirError),
     /// Its volume was not wiped.
     NotWiped(WipeError),
+    /// Its volume can't be offered.
+    NotOffered(WipeError),
     /// The agent is stopping.
     Stopped,
 }
@@ -150,6 +152,7 @@ impl Tools {
         if volume.claim.is_none() {
             let seen = match self.look_before(target).await {
                 Ok(seen) => seen,
+                Err(Ended::NotWiped(error)) => return Ended::NotOffered(error),
                 Err(ended) => return ended,
             };
             if let Some(mark) = seen.mark {

@@ -79,6 +79,9 @@ impl Controller {
                 self.memory.look_again(&pv);
                 self.books.complain(&problem);
             }
+            Ended::NotOffered(error) => {
+                self.fail_with(&pv, error.verdict_of_look(), matches!(error, WipeError::Busy(_)));
+            }
             Ended::NotWiped(WipeError::Cancelled) | Ended::Stopped => self.memory.look_again(&pv),
             Ended::NotWiped(error) => {
                 let is_device = || self.cache.owned().get(&pv)?.identity.as_ref().map(|identity| identity.is_device());

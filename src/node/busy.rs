@@ -161,7 +161,9 @@ fn mounted(family: &Family) -> Option<String> {
             }
             seen.push(namespace);
             let mounts = MountTable::parse(&fs::read(folder.join("mountinfo")).ok()?);
-            let (_, mount) = mounts.iter().find(|(_, mount)| names(mount))?;
+            // The same one at each try.
+            let found = mounts.iter().map(|(_, mount)| mount).filter(|mount| names(mount));
+            let mount = found.min_by(|a, b| a.mount_point.cmp(&b.mount_point))?;
             let place = String::from_utf8_lossy(&mount.mount_point).into_owned();
             Some(match process.as_str() {
                 "self" => format!("mounted at {place}"),

@@ -94,7 +94,7 @@ fn try_offer(
     let volume = Volume { name, ..volume };
     let (volume, entry, before) = through_the_gate(world, class, finding, candidate, found, volume)?;
     let verdict = match &volume.claim {
-        None => Verdict::new(Reason::Pending, "its PV is being made"),
+        None => being_made(world, &volume.name),
         Some(_) => Verdict::new(Reason::Dirty, volume.annotations.get(pv::QUARANTINED).cloned().unwrap_or_default()),
     };
     let target = Target {
@@ -125,13 +125,12 @@ fn name<'a>(
     identity: &Identity,
     plan: &Plan,
 ) -> Result<(String, Found<'a>), Verdict> {
-    let being_made = Err(Verdict::new(Reason::Pending, "its PV is being made"));
     let (entry, node, class) = (&finding.entry, &world.node.name, &finding.class);
     let usual = pv::pv_name(entry, node, class);
     let is_taken = world.owned.contains_key(&usual) || world.memory.is_taken(&usual);
     // This far comes every volume whose PV is being made, at each decision of a burst.
     if !is_taken && (world.memory.in_flight.contains(&usual) || plan.names.contains(&usual)) {
-        return being_made;
+        return Err(being_made(world, &usual));
     }
     let found = world.ledger.find(identity, &finding.host_path);
     let long = pv::long_pv_name(entry, node, class);
@@ -143,9 +142,15 @@ fn name<'a>(
         return Err(Verdict::new(Reason::Refused, detail));
     }
     if world.memory.in_flight.contains(&name) {
-        return being_made;
+        return Err(being_made(world, &name));
     }
     Ok((name, found))
+}
+
+/// The verdict of a volume whose PV is being made: what was in the way the last time still may be.
+fn being_made(world: &World<'_>, pv: &str) -> Verdict {
+    let setback = world.memory.setback(pv);
+    setback.map_or_else(|| Verdict::new(Reason::Pending, "its PV is being made"), |setback| setback.verdict.clone())
 }
 
 /// How an entry is the same volume as another one.

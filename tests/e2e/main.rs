@@ -21,10 +21,16 @@ scenarios! {
     ballast
     profile
     s01
+    s02
+    s03
     s04
+    s05
+    s06
     s09
     s10
     s11
+    s13
+    s14
     s17
     s18
     s19

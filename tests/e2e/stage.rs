@@ -154,6 +154,13 @@ impl Deref for Alone {
     }
 }
 
+/// One that failed half-way may have left a kubelet stopped, which the others need.
+impl Drop for Alone {
+    fn drop(&mut self) {
+        SITE.nodes().iter().for_each(|node| Disturb(node).recover());
+    }
+}
+
 impl Alone {
     /// Kills the agent on a node with SIGKILL; returns at once. The kubelet starts it again.
     pub async fn kill_agent(&self, node: usize) {

@@ -8,12 +8,18 @@ use serde_json::{Value, json};
 
 use super::disk::run;
 use super::image;
+use super::kubelet::RACK;
 use super::rbac::NAMESPACE;
 use super::real_node::DISKS;
 use super::scratch::{Scratch, unique};
 
 /// The release's name.
 pub const RELEASE: &str = "mooring";
+
+/// A label that every PV gets (`labelsForPV`), and its value.
+pub const LABEL: &str = "example.com/medium";
+/// The value of [`LABEL`].
+pub const LABEL_VALUE: &str = "nvme";
 
 /// helm with a kubeconfig and a directory for what it keeps.
 pub struct Helm {
@@ -68,6 +74,8 @@ pub fn values(classes: &[Value]) -> Value {
     json!({
         "image": { "repository": repository, "tag": image::AGENT_TAG, "pullPolicy": "Never" },
         "classes": classes,
+        "labelsForPV": { LABEL: LABEL_VALUE },
+        "nodeLabels": [RACK],
     })
 }
 

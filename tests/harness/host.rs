@@ -160,6 +160,11 @@ impl Daemon {
         }
     }
 
+    /// Whether it was stopped, or never started.
+    pub fn is_stopped(&self) -> bool {
+        self.child().is_none()
+    }
+
     /// Panics when it has ended.
     pub fn assert_running(&self) {
         let status = self.child().as_mut().and_then(|child| child.try_wait().expect("a child can be waited for"));

@@ -13,10 +13,18 @@ pub const SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where a kubelet says which pods it has, at its node's address, by plain HTTP.
 pub const READ_ONLY_PORT: u16 = 10255;
 
+/// A label of each Node, and of its PVs (`nodeLabelsForPV`).
+pub const RACK: &str = "example.com/rack";
+
 const CONTAINERD: &str = "/run/mooring/containerd.toml";
 const KUBELET: &str = "/run/mooring/kubelet.yaml";
 const KUBECONFIG: &str = "/run/mooring/kubeconfig";
 const NETWORKS: &str = "/run/mooring/cni";
+
+/// The value of [`RACK`] of the Node of that name.
+pub fn rack(node: &str) -> String {
+    format!("rack-of-{node}")
+}
 
 /// A node's name, address, pod network and cgroup.
 pub struct Settings {
@@ -102,6 +110,7 @@ volumePluginDir: /var/lib/kubelet/exec
             KUBELET,
             &format!("--kubeconfig={KUBECONFIG}"),
             &format!("--hostname-override={name}"),
+            &format!("--node-labels={RACK}={}", rack(name)),
             &format!("--node-ip={address}"),
             "--root-dir=/var/lib/kubelet",
             "--cert-dir=/var/lib/kubelet/pki",

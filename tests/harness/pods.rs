@@ -256,6 +256,16 @@ impl<'a> Tenant<'a> {
         self.until(&format!("the pod {pod} {what}"), SOON, ask).await
     }
 
+    /// Waits until the scheduler says of a pod, in these words, that it can't run anywhere.
+    pub async fn wait_unschedulable(&self, pod: &str, words: &str) -> Pod {
+        let unschedulable = |pod: &Pod| {
+            let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            let mut failed = conditions.filter(|at| at.type_ == "PodScheduled" && at.status == "False");
+            failed.any(|at| at.message.as_deref().unwrap_or_default().contains(words))
+        };
+        self.wait_pod(pod, "can't be scheduled", unschedulable).await
+    }
+
     /// Deletes a pod and waits until it is gone, with its mounts.
     pub async fn delete_pod(&self, pod: &str) {
         self.delete::<Pod>(pod).await;

@@ -203,6 +203,13 @@ impl Disturb<'_> {
         self.0.containerd.kill();
     }
 
+    /// Starts what does not run; returns at once.
+    pub fn recover(&self) {
+        for daemon in [&self.0.containerd, &self.0.kubelet].into_iter().filter(|daemon| daemon.is_stopped()) {
+            daemon.start(&self.0.host);
+        }
+    }
+
     /// Starts it again; returns at once.
     pub fn power_on(&self) {
         self.start_containerd();

@@ -380,7 +380,7 @@ fn is_failure(ended: &Ended) -> bool {
         Ended::NotWiped(error) => !matches!(error, WipeError::Cancelled | WipeError::Busy(_)),
         Ended::Api(error) => !matches!(error, ApiError::Unknown(_)),
         Ended::Ledger(_) => true,
-        Ended::Is(_) | Ended::IsGone | Ended::NameTaken(_) | Ended::Stopped => false,
+        Ended::Is(_) | Ended::IsGone | Ended::NameTaken(_) | Ended::NotOffered(_) | Ended::Stopped => false,
     }
 }
 
