@@ -20,5 +20,6 @@ macro_rules! scenarios {
 scenarios! {
     s01
     s04
+    s08
     stage_test
 }
