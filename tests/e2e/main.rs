@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod offers;
 mod stage;
 
 /// The scenarios' modules, each with the `CLASSES` that it wants the chart installed with.
@@ -21,5 +22,6 @@ scenarios! {
     s01
     s04
     s08
+    s12
     stage_test
 }

@@ -71,11 +71,11 @@ async fn s08_after_a_boot_each_claim_has_its_own_data_and_an_exchange_is_told() 
     for (about, entry) in [("x", "x"), ("y", "y"), (&pv_of(&scene, "x").await, "x"), (&pv_of(&scene, "y").await, "y")] {
         let event = scene.wait_event(about, "IdentityChanged", "device number was").await;
         assert_eq!(event.type_.as_deref(), Some("Warning"));
-        assert_eq!(scene.verdict(0, "s08-raw", entry).await.expect("it has a verdict").0, "IdentityChanged");
+        scene.wait_verdict(0, "s08-raw", entry, "IdentityChanged").await;
     }
     eprintln!("the node was up after {up:?}, and the exchange was told after {:?}", booted.elapsed());
     for (class, entry) in [("s08", "a"), ("s08", "b"), ("s08", "free"), ("s08-raw", "c"), ("s08-raw", "d")] {
-        assert_eq!(scene.verdict(0, class, entry).await.expect("it has a verdict").0, "Published", "{class}/{entry}");
+        scene.wait_verdict(0, class, entry, "Published").await;
     }
     assert_eq!(uids(&scene).await, pvs, "none is there twice, none is lost, none is another");
     scene
