@@ -23,5 +23,7 @@ scenarios! {
     s04
     s08
     s12
+    s15
+    s20
     stage_test
 }
