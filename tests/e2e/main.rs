@@ -6,6 +6,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod mariadb;
 mod offers;
 mod stage;
 
@@ -21,6 +22,7 @@ macro_rules! scenarios {
 scenarios! {
     s01
     s04
+    s07
     s08
     s12
     s15
