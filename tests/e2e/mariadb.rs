@@ -1,4 +1,4 @@
-//! An image of MariaDB, out of the files of Debian's packages.
+//! An image of a database, out of the files of Debian's packages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
