@@ -66,7 +66,7 @@ async fn s12_a_used_pv_deleted_by_hand_comes_back_and_each_way_out_works() {
     }
     for (claim, before) in &used {
         let entry = claim.name_any();
-        let pv = comes_back(&scene, 0, &entry, before).await;
+        let pv = comes_back(&scene, &offers, 0, &entry, before).await;
         let spec = pv.spec.as_ref().expect("a PV has a spec");
         assert_eq!(spec.persistent_volume_reclaim_policy.as_deref(), Some("Retain"));
         assert_eq!(spec.claim_ref.as_ref().and_then(|claim| claim.uid.clone()), claim.uid(), "{entry} names its claim");
@@ -157,8 +157,8 @@ async fn s12_a_used_pv_deleted_while_no_agent_runs_comes_back() {
     }
     scene.start_kubelet(1).await;
 
-    let living = comes_back(&scene, 1, "living", &used[0].1).await;
-    let released = comes_back(&scene, 1, "released", &used[1].1).await;
+    let living = comes_back(&scene, &offers, 1, "living", &used[0].1).await;
+    let released = comes_back(&scene, &offers, 1, "released", &used[1].1).await;
     assert_eq!((phase(&living), phase(&released)), ("Bound", "Released"));
     for pv in [&living, &released] {
         let policy = pv.spec.as_ref().and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref());
@@ -187,10 +187,19 @@ async fn force_delete(scene: &Scene, pv: &str) {
     let _ = pvs.patch(pv, &PatchParams::default(), &free).await;
 }
 
-/// Waits for another PV of the same name that nobody can claim.
-async fn comes_back(scene: &Scene, node: usize, entry: &str, before: &PersistentVolume) -> PersistentVolume {
+/// Waits for another PV of the same name that nobody can claim. None must be offered meanwhile.
+async fn comes_back(
+    scene: &Scene,
+    offers: &Offers,
+    node: usize,
+    entry: &str,
+    before: &PersistentVolume,
+) -> PersistentVolume {
     let class = before.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref()).expect("it has a class");
-    let settled = |pv: &PersistentVolume| pv.uid() != before.uid() && ["Bound", "Released"].contains(&phase(pv));
+    let settled = |pv: &PersistentVolume| {
+        offers.assert_clean();
+        pv.uid() != before.uid() && ["Bound", "Released"].contains(&phase(pv))
+    };
     let pv = scene.wait_pv(class, node, entry, SOON, settled).await;
     assert_eq!(pv.name_any(), before.name_any());
     pv
