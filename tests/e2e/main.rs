@@ -6,6 +6,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod mariadb;
+mod offers;
 mod stage;
 
 /// The scenarios' modules, each with the `CLASSES` that it wants the chart installed with.
@@ -26,14 +28,19 @@ scenarios! {
     s04
     s05
     s06
+    s07
+    s08
     s09
     s10
     s11
+    s12
     s13
     s14
+    s15
     s17
     s18
     s19
+    s20
     s21
     s22
     stage_test

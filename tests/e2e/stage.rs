@@ -110,6 +110,12 @@ impl Scene {
         let text = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
         Some((text("verdict"), text("detail")))
     }
+
+    /// Waits for a verdict of an entry; returns its sentence.
+    pub async fn wait_verdict(&self, node: usize, class: &str, entry: &str, wanted: &str) -> String {
+        let ask = async || self.verdict(node, class, entry).await.filter(|(verdict, _)| verdict == wanted);
+        self.until(&format!("{class}/{entry} is {wanted}"), SOON, ask).await.1
+    }
 }
 
 /// The number of a disk that has gone is soon another's, to which its link would lead.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::real_node::RealNode;
 use super::scratch::unique;
 use super::site::Site;
 
@@ -38,39 +39,47 @@ fn folder(test: &str) -> PathBuf {
     parent.join(format!("{test}-{now}-{}", unique()))
 }
 
+/// A node that is not the cluster's own: the same of it as [`Evidence`] collects, in a folder of its own.
+pub fn of_node(node: &RealNode, test: &str) {
+    collect_node(node, &folder(test));
+}
+
+fn collect_node(node: &RealNode, dir: &Path) {
+    let logs = node.on_host(|| {
+        let tables = Command::new("cat").arg("/proc/self/mountinfo").output();
+        let mut logs = vec![("mountinfo".to_owned(), tables.map(|output| output.stdout).unwrap_or_default())];
+        for path in node.logs() {
+            let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+            logs.push((name, fs::read(&path).unwrap_or_default()));
+        }
+        let _ = fs::create_dir_all(dir.join(node.name()));
+        // Each container's, those of its former runs as well.
+        let _ = Command::new("cp").args(["-r", "/var/log/pods"]).arg(dir.join(node.name())).status();
+        logs
+    });
+    for (name, text) in logs {
+        write(dir, &format!("{}/{name}", node.name()), &text);
+    }
+}
+
+fn write(dir: &Path, name: &str, text: &[u8]) {
+    let path = dir.join(name);
+    let _ = path.parent().map(fs::create_dir_all);
+    let _ = fs::write(path, text);
+}
+
 /// What can't be had must not hide the failure, so nothing here panics.
 fn collect(site: &Site, dir: &Path) {
-    let write = |name: &str, text: &[u8]| {
-        let path = dir.join(name);
-        let _ = path.parent().map(fs::create_dir_all);
-        let _ = fs::write(path, text);
-    };
-    for node in site.nodes() {
-        let logs = node.on_host(|| {
-            let tables = Command::new("cat").arg("/proc/self/mountinfo").output();
-            let mut logs = vec![("mountinfo".to_owned(), tables.map(|output| output.stdout).unwrap_or_default())];
-            for path in node.logs() {
-                let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-                logs.push((name, fs::read(&path).unwrap_or_default()));
-            }
-            let _ = fs::create_dir_all(dir.join(node.name()));
-            // Each container's, those of its former runs as well.
-            let _ = Command::new("cp").args(["-r", "/var/log/pods"]).arg(dir.join(node.name())).status();
-            logs
-        });
-        for (name, text) in logs {
-            write(&format!("{}/{name}", node.name()), &text);
-        }
-    }
+    site.nodes().iter().for_each(|node| collect_node(node, dir));
     for file in fs::read_dir(site.plane().dir()).into_iter().flatten().flatten() {
         if file.path().extension().is_some_and(|extension| extension == "log") {
             let name = format!("control-plane/{}", file.file_name().display());
-            write(&name, &fs::read(file.path()).unwrap_or_default());
+            write(dir, &name, &fs::read(file.path()).unwrap_or_default());
         }
     }
     for kind in ["pv", "pvc", "pod", "event", "node", "storageclass", "daemonset", "statefulset", "job", "configmap"] {
         let request = ["get", kind, "--all-namespaces", "--output=yaml", "--request-timeout=10s"];
         let output = site.kubectl().run(&request, "");
-        write(&format!("objects/{kind}.yaml"), &[output.stdout, output.stderr].concat());
+        write(dir, &format!("objects/{kind}.yaml"), &[output.stdout, output.stderr].concat());
     }
 }

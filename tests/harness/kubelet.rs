@@ -26,7 +26,7 @@ pub fn rack(node: &str) -> String {
     format!("rack-of-{node}")
 }
 
-/// A node's name, address, pod network and cgroup.
+/// A node's name, address, pod network, cgroup and taint.
 pub struct Settings {
     /// Its name.
     pub name: String,
@@ -36,6 +36,8 @@ pub struct Settings {
     pub subnet: String,
     /// Its pods' cgroup, such as `/PARENT/NAME`.
     pub cgroup: String,
+    /// The key of a taint that its Node is registered with.
+    pub taint: Option<String>,
 }
 
 impl Settings {
@@ -53,6 +55,8 @@ impl Settings {
 
     fn kubelet(&self) -> String {
         let Self { address, cgroup, .. } = self;
+        let taint = |key| format!("registerWithTaints: [{{key: {key}, effect: NoSchedule}}]\n");
+        let taint = self.taint.as_ref().map_or_else(String::new, taint);
         format!(
             "apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -62,6 +66,8 @@ authorization: {{mode: AlwaysAllow}}
 cgroupDriver: cgroupfs
 cgroupRoot: {cgroup}
 containerRuntimeEndpoint: unix://{SOCKET}
+# Else a container that is killed again and again waits for 10 s, then for 20, …
+crashLoopBackOff: {{maxContainerRestartPeriod: 1s}}
 enforceNodeAllocatable: []
 evictionHard: {{memory.available: 0%, nodefs.available: 0%, imagefs.available: 0%}}
 failCgroupV1: false
@@ -78,7 +84,7 @@ resolvConf: \"\"
 # How soon pods see a change of their ConfigMap; a minute else.
 syncFrequency: 5s
 volumePluginDir: /var/lib/kubelet/exec
-"
+{taint}"
         )
     }
 

@@ -33,11 +33,17 @@ impl RealNode {
     /// The node of that number, with a runtime that runs and a kubelet that does not yet
     /// ([`Self::join`]).
     pub fn new(number: usize) -> Self {
+        Self::with_taint(number, None)
+    }
+
+    /// As [`Self::new`]; its Node is registered with a taint of that key.
+    pub fn with_taint(number: usize, taint: Option<&str>) -> Self {
         let name = format!("node-{number}");
         let address = format!("10.97.0.{}", number + 1);
         give_address(&address);
         let subnet = format!("10.244.{number}.0/24");
-        let settings = Settings { cgroup: cgroup::make(&name), name, address, subnet };
+        let taint = taint.map(ToOwned::to_owned);
+        let settings = Settings { cgroup: cgroup::make(&name), name, address, subnet, taint };
         let node = Self {
             containerd: Settings::containerd(),
             kubelet: settings.daemon(),
@@ -138,16 +144,25 @@ impl RealNode {
 
     /// The process id of a container, as the test sees it.
     pub fn container_pid(&self, container_id: &str) -> i32 {
+        self.find_container(container_id).unwrap_or_else(|| panic!("no container {container_id} runs"))
+    }
+
+    fn find_container(&self, container_id: &str) -> Option<i32> {
         let id = container_id.strip_prefix("containerd://").unwrap_or(container_id);
         let tasks = self.ctr(&["tasks", "ls"]);
-        let line = tasks.lines().find(|line| line.starts_with(id));
-        let pid = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-        pid.unwrap_or_else(|| panic!("no container {id} runs: {tasks}"))
+        let line = tasks.lines().find(|line| line.starts_with(id))?;
+        line.split_whitespace().nth(1)?.parse().ok().filter(|&pid| pid > 0)
     }
 
     /// Kills a container's first process with SIGKILL.
     pub fn kill_container(&self, container_id: &str) {
         kill(Pid::from_raw(self.container_pid(container_id)), Signal::SIGKILL).expect("a process can be killed");
+    }
+
+    /// As [`Self::kill_container`], if it runs; whether it did.
+    pub fn try_kill_container(&self, container_id: &str) -> bool {
+        let pid = self.find_container(container_id);
+        pid.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
     }
 
     /// Where its daemons write, on the machine.

@@ -32,6 +32,8 @@ pub struct Site {
     kubectl: Kubectl,
     classes: Vec<Value>,
     images: Scratch,
+    /// The images that its nodes have.
+    tars: Vec<PathBuf>,
     // The last to go.
     plane: ControlPlane,
 }
@@ -61,22 +63,24 @@ impl Site {
             ((nodes, tars), plane.join().expect("the control plane starts"))
         });
         let kubeconfig = plane.kubeconfig().to_owned();
-        let site =
-            Self { nodes, helm: Helm::new(&kubeconfig), kubectl: Kubectl::new(&kubeconfig), classes, images, plane };
+        let (helm, kubectl) = (Helm::new(&kubeconfig), Kubectl::new(&kubeconfig));
+        let site = Self { nodes, helm, kubectl, classes, images, tars, plane };
         let evidence = Evidence::of(&site, "start");
         thread::scope(|scope| {
             scope.spawn(|| site.helm.apply(&helm::values(&site.classes)));
             for node in &site.nodes {
-                let (kubeconfig, tars) = (&kubeconfig, &tars);
-                scope.spawn(move || {
-                    node.join(kubeconfig);
-                    tars.iter().for_each(|tar| node.import(tar));
-                });
+                scope.spawn(|| site.join(node));
             }
         });
         site.block_on_ready();
         drop(evidence);
         site
+    }
+
+    /// Lets a node join: another one ([`RealNode::new`]) as well. It ends with the test that made it.
+    pub fn join(&self, node: &RealNode) {
+        node.join(self.plane.kubeconfig());
+        self.tars.iter().for_each(|tar| node.import(tar));
     }
 
     fn block_on_ready(&self) {
