@@ -1,4 +1,4 @@
-//! A StatefulSet: each of its pods gets its own data back, wherever it was.
+//! A `StatefulSet`: each of its pods gets its own data back, wherever it was.
 
 use std::collections::BTreeMap;
 use std::fs;
