@@ -58,7 +58,7 @@ async fn s14_a_directory_is_bind_mounted_for_each_pod_and_not_wiped_before_it_is
 
     let bind = pod_dir(&first).join("volumes").join(PLUGIN).join(pv.name_any());
     node.on_host(|| {
-        assert_eq!(mounts_below(&bind), std::slice::from_ref(&bind), "it is mounted, and nothing that was mounted in it");
+        assert_mounted(&bind, "it is mounted, and nothing that was mounted in it");
         assert_eq!(place(&bind), place(&path), "it is the same directory");
     });
     scene.sh("s14-first", &format!("echo \"{SECRET}\" > /data/file; sync"));
@@ -76,7 +76,7 @@ async fn s14_a_directory_is_bind_mounted_for_each_pod_and_not_wiped_before_it_is
     scene.delete_pod("s14-second").await;
     node.on_host(|| {
         assert!(!other_bind.exists(), "its mount is gone with its mount point");
-        assert_eq!(mounts_below(&bind), std::slice::from_ref(&bind), "the first pod's stays");
+        assert_mounted(&bind, "the first pod's stays");
     });
 
     // A pod that nobody has scheduled gets no volume of another node.
@@ -121,11 +121,11 @@ async fn s14_a_device_is_mounted_once_for_all_pods_and_unmounted_after_the_last(
 
     let mounted = Path::new(KUBELET).join("plugins/kubernetes.io/local-volume/mounts").join(pv.name_any());
     node.on_host(|| {
-        assert_eq!(mounts_below(&mounted), std::slice::from_ref(&mounted), "the device is mounted");
+        assert_mounted(&mounted, "the device is mounted");
         assert_eq!(fs::metadata(&mounted).expect("it is there").dev(), number(&disk.device), "it is the device");
         for pod in [&first, &second] {
             let bind = pod_dir(pod).join("volumes").join(PLUGIN).join(pv.name_any());
-            assert_eq!(mounts_below(&bind), std::slice::from_ref(&bind), "it is mounted for the pod");
+            assert_mounted(&bind, "it is mounted for the pod");
             assert_eq!(place(&bind), place(&mounted), "it is the device's root");
         }
     });
@@ -135,7 +135,7 @@ async fn s14_a_device_is_mounted_once_for_all_pods_and_unmounted_after_the_last(
     assert!(scene.sh("s14-second", "cat /data/file").contains(SECRET));
     scene.delete_pod("s14-second").await;
 
-    node.on_host(|| assert_eq!(mounts_below(&mounted), std::slice::from_ref(&mounted), "it is as long as a pod has it"));
+    node.on_host(|| assert_mounted(&mounted, "it is as long as a pod has it"));
 
     delete_claim_before_pod(&scene, "s14-device", "s14-first", &pv).await;
     scene.wait_anew("s14-device", NODE, "disk", &pv).await;
@@ -180,7 +180,7 @@ async fn s14_a_raw_device_is_kept_by_a_loop_device_as_long_as_its_pod_lives() {
     let link = pod_dir(&pod).join("volumeDevices").join(PLUGIN).join(pv.name_any());
     let own = number(&disk.device);
     let over = node.on_host(|| {
-        assert_eq!(mounts_below(&bind), std::slice::from_ref(&bind), "the node is bind-mounted");
+        assert_mounted(&bind, "the node is bind-mounted");
         assert_eq!(number(&bind), own, "it is the disk's");
         assert_eq!(fs::read_link(&link).expect("there is a link"), disk.device);
         loop_over(&bind).expect("there is a loop device over it")
@@ -348,6 +348,11 @@ async fn assert_not_attached(scene: &Scene, pv: &PersistentVolume) {
 async fn claim_phase(scene: &Scene, claim: &str) -> String {
     let claim = scene.api::<PersistentVolumeClaim>().get(claim).await.expect("it is there");
     claim.status.and_then(|status| status.phase).unwrap_or_default()
+}
+
+/// Something is mounted there, and nothing below.
+fn assert_mounted(path: &Path, why: &str) {
+    assert_eq!(mounts_below(path), [path.to_path_buf()], "{why}");
 }
 
 fn pod_dir(pod: &Pod) -> PathBuf {

@@ -163,3 +163,28 @@ async fn a_sibling_in_the_same_filesystem_is_neither_waited_for_nor_touched() {
     drop((open, agent));
     node.clean_up().await;
 }
+
+#[tokio::test]
+async fn a_disk_that_is_in_use_is_told_of_once_and_offered_when_it_is_free() {
+    let node = TestNode::new(shared(), "early").await;
+    let class = node.class("raw", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    let disk = LoopDisk::new(node.dir(), 16 << 20);
+    disk.format_ext4();
+    let point = node.dir().join("mounted").display().to_string();
+    let elsewhere = ["unshare", "--mount", "--propagation", "private", "--", "sh"];
+    let begin = format!("mkdir {point} && mount -t ext4 {} {point}", disk.device.display());
+    let holder = Holder::new(&elsewhere, &begin, ":");
+    let link = disk.link(&disks, "disk");
+    let agent = start(&node, &[(&class, &disks, "volumeMode: Block")]);
+    let detail = wait_verdict(&agent, &class, "disk", "Busy").await;
+    assert!(detail.starts_with("it is not offered: ") && detail.contains(&format!("mounted at {point} as process")));
+    // It comes after several tries.
+    node.wait_event(node.name(), "Busy", &detail, SOON).await;
+    let warnings = agent.logs().into_iter().filter(|line| line.contains("Volume needs attention")).count();
+    assert_eq!(warnings, 1, "the verdict has not changed since");
+    drop(holder);
+    node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
+    drop(agent);
+    node.clean_up().await;
+}
