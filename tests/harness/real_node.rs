@@ -123,6 +123,7 @@ impl RealNode {
         let dir = self.discovery(class);
         self.on_host(|| {
             let made = LoopDisk::new(self.dir(), bytes);
+            remove_links_to(&made.device);
             (made.link(&dir, entry), made)
         })
     }
@@ -180,6 +181,16 @@ impl RealNode {
                 asked.expect("containerd's ctr can be run").status.success()
             })
         });
+    }
+}
+
+/// A disk that is gone has left its link, and another one has its name now.
+fn remove_links_to(device: &Path) {
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    for entry in entries(Path::new(DISKS)).flat_map(|class| entries(&class).collect::<Vec<_>>()) {
+        if fs::read_link(&entry).is_ok_and(|to| to == device) {
+            fs::remove_file(&entry).expect("a link can be removed");
+        }
     }
 }
 
