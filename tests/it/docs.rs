@@ -220,3 +220,20 @@ fn the_files_and_tests_that_the_documents_name_are_there() {
     }
     assert!(tests > 40, "docs/safety.md names a test for each promise");
 }
+
+#[test]
+fn every_scenario_that_is_listed_has_its_test_and_every_test_is_listed() {
+    let page = text("docs/scenarios.md");
+    let row =
+        |line: &str| Some((line.strip_prefix("| s")?.split_once(" |")?.0.to_owned(), line.contains("Not there yet")));
+    let rows: Vec<(String, bool)> = page.lines().filter_map(row).collect();
+    assert_eq!(rows.len(), 22);
+    for (number, is_missing) in rows {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/e2e/s{number}.rs"));
+        let test = format!("#[tokio::test]\nasync fn s{number}_");
+        let has_test = fs::read_to_string(&file).is_ok_and(|code| code.contains(&test));
+        assert_ne!(has_test, is_missing, "s{number}");
+        let is_run = text("tests/e2e/main.rs").lines().any(|line| line.trim() == format!("s{number}"));
+        assert_eq!(has_test, is_run, "s{number} in tests/e2e/main.rs");
+    }
+}
