@@ -111,6 +111,7 @@ impl RealNode {
         let path = self.discovery(class).join(entry);
         let made = self.on_host(|| {
             let made = LoopDisk::new(self.dir(), bytes);
+            remove_links_to(&made.device);
             made.format_ext4();
             made.mount_ext4(&path);
             made
