@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, ListParams};
 
-use crate::harness::cluster::client_from;
 use crate::harness::{ControlPlane, disk};
 use crate::site::{BYTES, Site, post_all, twin};
 use crate::table::{Samples, Table};
@@ -18,8 +17,9 @@ const IN_FLIGHT: usize = 32;
 /// The controller manager makes the new volumes Available meanwhile.
 const QUIET: Duration = Duration::from_millis(400);
 
-/// Measures on that control plane. Each round has a node, an agent and a client of
-/// its own, and the sides take turns at being the first.
+/// Measures on that control plane. Each round has a node and an agent of its own, and the
+/// sides take turns at being the first. The bare client has an administrator's rights: to
+/// an agent, the policies forbid volumes that are nobody's.
 pub async fn measure(plane: &ControlPlane, table: &mut Table) {
     let mut witness = Witness::start(plane.kubeconfig());
     let (mut agents, mut bares) = (Samples::default(), Samples::default());
@@ -65,7 +65,7 @@ async fn mount(site: &Site, witness: &mut Witness) -> (Duration, Duration) {
 }
 
 async fn post(site: &Site, round: usize, model: &PersistentVolume, witness: &mut Witness) -> Duration {
-    let client = client_from(site.node.kubeconfig()).await;
+    let client = site.node.client();
     // One connection is warm, as is the agent's.
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     volumes.list(&ListParams::default().limit(1)).await.expect("volumes can be listed");

@@ -8,7 +8,6 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, P
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::harness::cluster::client_from;
 use crate::harness::{ControlPlane, disk};
 use crate::site::{BYTES, Site, twin};
 use crate::table::{Samples, Table};
@@ -37,7 +36,7 @@ pub async fn measure(plane: &ControlPlane, table: &mut Table) {
 async fn mount_to_pv(site: &Site, witness: &mut Witness, table: &mut Table) -> Vec<String> {
     let points = site.mount_points(MOUNTS);
     let agent = site.agent().await;
-    let volumes: Api<PersistentVolume> = Api::all(client_from(site.node.kubeconfig()).await);
+    let volumes: Api<PersistentVolume> = Api::all(site.node.client());
     volumes.list(&ListParams::default().limit(1)).await.expect("volumes can be listed");
     let (mut mounted, mut posted, mut names) = (Samples::default(), Samples::default(), Vec::new());
     for (number, point) in points.iter().enumerate() {
@@ -77,7 +76,7 @@ async fn mount_to_pv(site: &Site, witness: &mut Witness, table: &mut Table) -> V
 
 /// The writes of a reclaim with nothing in between, from the first request to the end.
 async fn bare_removal(site: &Site, names: &[String], witness: &mut Witness) -> Samples {
-    let volumes: Api<PersistentVolume> = Api::all(client_from(site.node.kubeconfig()).await);
+    let volumes: Api<PersistentVolume> = Api::all(site.node.client());
     let mut times = Samples::default();
     for name in names {
         sleep(SPACING / 2).await;
