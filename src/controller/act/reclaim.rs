@@ -339,7 +339,7 @@ impl Tools {
     /// Removes the PV, for as long as it takes to be sure of it: the wipe is done, and
     /// would have to be done again.
     async fn remove(&mut self, warrant: Warrant, target: &Target) -> Result<Option<PersistentVolume>, Ended> {
-        let (mut failures, mut refusals) = (0, 0);
+        let (mut failures, mut told) = (0, false);
         loop {
             match self.cluster.remove(&warrant).await {
                 Ok(last) => return Ok(last),
@@ -349,10 +349,10 @@ impl Tools {
                 Err(ApiError::Unknown(_)) => self.pause(failures).await?,
                 Err(error) => {
                     warn!(pv = target.pv, %error, "The volume is wiped, but its PV can't be removed; it is tried again");
-                    if refusals == 0 {
+                    if !told {
                         self.events.send(Event::not_removed(target, &error));
+                        told = true;
                     }
-                    refusals += 1;
                     self.metrics.contract.reclaim_failed(target.identity.mode(), by(target));
                     self.rest(REFUSED, failures).await?;
                 }
