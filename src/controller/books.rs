@@ -86,7 +86,7 @@ impl Books {
         tokio::select! {
             Some(entry) = self.heard.recv() => self.ledger.insert(entry),
             Some(saved) = self.saves.join_next() => return self.take_saved(saved),
-            Some(found) = self.looks.join_next() => self.take_found(found),
+            Some(found) = self.looks.join_next() => return self.take_found(found),
             else => std::future::pending().await,
         }
         true
@@ -176,12 +176,13 @@ impl Books {
         self.retry_at.into_iter().chain(self.look_at).min()
     }
 
-    fn take_found(&mut self, found: Result<Result<Vec<Entry>, StateDirError>, tokio::task::JoinError>) {
+    fn take_found(&mut self, found: Result<Result<Vec<Entry>, StateDirError>, tokio::task::JoinError>) -> bool {
         match found {
             Ok(Ok(entries)) => self.from_others.extend(entries),
             Ok(Err(error)) => warn!(%error, "It can't be seen whether another process has changed the ledger"),
             Err(error) => panic!("a task that reads the ledger ended without a result: {error}"),
         }
+        !self.from_others.is_empty()
     }
 
     fn take_saved(&mut self, saved: Result<Result<(), StateDirError>, tokio::task::JoinError>) -> bool {
