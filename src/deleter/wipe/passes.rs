@@ -15,17 +15,21 @@ use crate::node::ioctl;
 /// The most that the kernel is told to zero or discard at once; a disk that needs long
 /// for it is asked for less.
 const COMMAND_MAX: u64 = 1 << 30;
+/// The most zeros that it is told to write: more at once is not faster, and can't be stopped.
+const KERNEL_WRITE_MAX: u64 = 16 << 20;
 const WRITE_MAX: u64 = TRANSFER as u64;
 
-/// Zeroes the range. With `offload`, by the kernel's BLKZEROOUT, which the disk does by
-/// itself where it can; else by writing every block.
+/// Zeroes the range. With `offload`, by the kernel's BLKZEROOUT: a disk that can does it by
+/// itself, to another the kernel writes zeros, many at a time. Else by writing every block.
 pub fn zero(run: &mut Run<'_>, pass: u32, range: Range<u64>, offload: bool) -> Result<(), WipeError> {
     run.control.enter(Phase::Zeroing);
     let device = run.device;
-    // Without the disk's help the kernel would write zeros too, only slower.
-    let mut offload = offload && device.queue("write_zeroes_max_bytes") > 0;
-    let zeros = Buffer::zeros(TRANSFER);
-    let most = if offload { COMMAND_MAX } else { WRITE_MAX };
+    let most = match offload {
+        true if device.queue("write_zeroes_max_bytes") > 0 => COMMAND_MAX,
+        true => KERNEL_WRITE_MAX,
+        false => WRITE_MAX,
+    };
+    let (mut offload, zeros) = (offload, Buffer::zeros(TRANSFER));
     run.pass(pass, range, most, |chunk| {
         if offload {
             match ioctl::zero_out(device.fd(), chunk.start, chunk.end - chunk.start) {
