@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, ListParams};
 
-use crate::harness::{ControlPlane, disk};
+use crate::harness::cluster::client_from;
+use crate::harness::{ControlPlane, TestNode, disk};
 use crate::site::{BYTES, Site, post_all, twin};
 use crate::table::{Samples, Table};
 use crate::witness::{Kind, Sighting, Witness};
@@ -18,14 +19,14 @@ const IN_FLIGHT: usize = 32;
 const QUIET: Duration = Duration::from_millis(400);
 
 /// Measures on that control plane. Each round has a node and an agent of its own, and the
-/// sides take turns at being the first. The bare client has an administrator's rights: to
-/// an agent, the policies forbid volumes that are nobody's.
+/// sides take turns at being the first. The bare client has the rights of an agent, on a
+/// node that has none: what it makes is judged by the same policies.
 pub async fn measure(plane: &ControlPlane, table: &mut Table) {
     let mut witness = Witness::start(plane.kubeconfig());
     let (mut agents, mut bares) = (Samples::default(), Samples::default());
     let (mut ratios, mut mounts) = (Samples::default(), Samples::default());
     for round in 0..ROUNDS {
-        let site = Site::new(plane, "burst").await;
+        let (site, bare) = (Site::new(plane, "burst").await, TestNode::new(plane, "twins").await);
         site.mount_points(MOUNTS);
         let warm = site.dir.join("warm");
         disk::tmpfs(&warm, BYTES);
@@ -37,7 +38,7 @@ pub async fn measure(plane: &ControlPlane, table: &mut Table) {
             if (round + side) % 2 == 0 {
                 mounted = Some(mount(&site, &mut witness).await);
             } else {
-                posted = Some(post(&site, round, &model, &mut witness).await);
+                posted = Some(post(&bare, &site, &model, &mut witness).await);
             }
             witness.quiet(QUIET).await;
         }
@@ -64,15 +65,16 @@ async fn mount(site: &Site, witness: &mut Witness) -> (Duration, Duration) {
     (mounted, witness.wait_many("the volumes of the mounts", MOUNTS, is_ours).await - begin)
 }
 
-async fn post(site: &Site, round: usize, model: &PersistentVolume, witness: &mut Witness) -> Duration {
-    let client = site.node.client();
+/// Makes the volumes of the site once more, as the bare node's.
+async fn post(bare: &TestNode, site: &Site, model: &PersistentVolume, witness: &mut Witness) -> Duration {
+    let client = client_from(bare.kubeconfig()).await;
     // One connection is warm, as is the agent's.
     let volumes: Api<PersistentVolume> = Api::all(client.clone());
     volumes.list(&ListParams::default().limit(1)).await.expect("volumes can be listed");
-    let prefix = format!("bench-pv-{round}");
+    let prefix = format!("{}-pv-", bare.name());
     let twins: Vec<PersistentVolume> = (0..MOUNTS)
         .map(|number| {
-            let mut pv = twin(model, site.node.name(), &format!("{prefix}{number:07x}"));
+            let mut pv = twin(model, &site.node, (bare.name(), bare.uid()), &format!("{prefix}{number:08x}"));
             let local = pv.spec.as_mut().and_then(|spec| spec.local.as_mut()).expect("it is a local volume");
             local.path = site.dir.join(format!("{number:05}")).display().to_string();
             pv

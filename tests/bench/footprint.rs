@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use tokio::time::sleep;
 
-use crate::harness::{Agent, ControlPlane, disk};
+use crate::harness::{Agent, ControlPlane, TestNode, disk};
 use crate::site::{Site, post_all, twin};
 use crate::table::{Table, progress};
 use crate::witness::Witness;
@@ -59,7 +59,7 @@ pub async fn of_others_volumes(plane: &ControlPlane, table: &mut Table) {
     let before = few.agent().await;
     let model = witness.wait("a volume", |sighting| sighting.made_at(&few.dir.join("00000"))).await.pv;
     let begun = Instant::now();
-    post_all(plane.client().await, strangers(&model, few.node.name()), IN_FLIGHT).await;
+    post_all(plane.client().await, strangers(&model, &few.node), IN_FLIGHT).await;
     progress(&format!("{OTHERS} volumes of other nodes after {:?}", begun.elapsed()));
     let late = Site::new(plane, "late").await;
     disk::mount_many(&late.dir, FEW);
@@ -70,13 +70,10 @@ pub async fn of_others_volumes(plane: &ControlPlane, table: &mut Table) {
 }
 
 /// Volumes of many nodes, like this one's.
-fn strangers(model: &PersistentVolume, node: &str) -> impl Iterator<Item = PersistentVolume> {
+fn strangers(model: &PersistentVolume, node: &TestNode) -> impl Iterator<Item = PersistentVolume> {
     (0..OTHERS).map(move |number| {
-        let host = format!("other-{:0width$}", number % NODES, width = node.len().saturating_sub(6));
-        let pv = twin(model, node, &format!("other-pv-{number:08x}"));
-        let text = serde_json::to_string(&pv).expect("an object can be written as JSON");
-        let text = text.replace(&format!("x{}", &node[1..]), &host);
-        serde_json::from_str(&text).expect("another name leaves JSON what it is")
+        let host = format!("other-{:0width$}", number % NODES, width = node.name().len().saturating_sub(6));
+        twin(model, node, (&host, node.uid()), &format!("other-pv-{number:08x}"))
     })
 }
 
@@ -109,6 +106,10 @@ async fn idle(plane: &ControlPlane, table: &mut Table, agent: &Agent) {
     sleep(Duration::from_secs(1)).await;
     let nanoseconds: u64 =
         times_after.iter().map(|(thread, time)| time - times.get(thread).copied().unwrap_or_default()).sum();
+    for (thread, time) in &times_after {
+        let spent = time - times.get(thread).copied().unwrap_or_default();
+        progress(&format!("{spent:>12} ns of {thread}"));
+    }
     let milliseconds = Duration::from_nanos(nanoseconds).as_secs_f64() * 1000.0;
     let seconds = IDLE.as_secs();
     table.value(&format!("CPU time in {seconds} idle s, {OWN} own PVs"), "ms", milliseconds, Some(LIMIT_CPU_MS));
@@ -125,7 +126,8 @@ fn run_times(agent: &Agent) -> BTreeMap<String, u64> {
     threads
         .filter_map(|thread| {
             let text = fs::read_to_string(thread.join("schedstat")).ok()?;
-            Some((thread.display().to_string(), text.split_whitespace().next()?.parse().ok()?))
+            let name = fs::read_to_string(thread.join("comm")).ok()?;
+            Some((format!("{} {}", name.trim(), thread.display()), text.split_whitespace().next()?.parse().ok()?))
         })
         .collect()
 }

@@ -8,7 +8,8 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, P
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::harness::{ControlPlane, disk};
+use crate::harness::cluster::client_from;
+use crate::harness::{ControlPlane, TestNode, disk};
 use crate::site::{BYTES, Site, twin};
 use crate::table::{Samples, Table};
 use crate::witness::{Kind, Witness};
@@ -20,23 +21,31 @@ const MKDIR_TO_MOUNT: Duration = Duration::from_millis(2);
 const RECLAIMS: usize = 30;
 /// Between two measurements.
 const SPACING: Duration = Duration::from_millis(120);
-const FINALIZER: &str = "mooring.dev/bench";
+const FINALIZER: &str = "mooring.dev/wipe";
 
-/// Measures on that control plane.
+/// Measures on that control plane. What is done without the agent is done with an agent's
+/// rights, on a node that has none.
 pub async fn measure(plane: &ControlPlane, table: &mut Table) {
     let mut witness = Witness::start(plane.kubeconfig());
     let site = Site::new(plane, "latency").await;
-    let twins = mount_to_pv(&site, &mut witness, table).await;
-    let bare = bare_removal(&site, &twins, &mut witness).await;
+    let bare = TestNode::new(plane, "without").await;
+    let client = client_from(bare.kubeconfig()).await;
+    let twins = mount_to_pv(&site, (&bare, &client), &mut witness, table).await;
+    let bare = bare_removal(client, &twins, &mut witness).await;
     let site = Site::new(plane, "reclaim").await;
     released_to_gone(&site, &mut witness, &bare, table).await;
 }
 
 /// Returns the names of the volumes that were made without the agent.
-async fn mount_to_pv(site: &Site, witness: &mut Witness, table: &mut Table) -> Vec<String> {
+async fn mount_to_pv(
+    site: &Site,
+    (bare, client): (&TestNode, &kube::Client),
+    witness: &mut Witness,
+    table: &mut Table,
+) -> Vec<String> {
     let points = site.mount_points(MOUNTS);
     let agent = site.agent().await;
-    let volumes: Api<PersistentVolume> = Api::all(site.node.client());
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
     volumes.list(&ListParams::default().limit(1)).await.expect("volumes can be listed");
     let (mut mounted, mut posted, mut names) = (Samples::default(), Samples::default(), Vec::new());
     for (number, point) in points.iter().enumerate() {
@@ -48,7 +57,7 @@ async fn mount_to_pv(site: &Site, witness: &mut Witness, table: &mut Table) -> V
 
         sleep(SPACING).await;
         let name = format!("bench-pv-{number:08x}");
-        let twin = twin(&sighting.pv, site.node.name(), &name);
+        let twin = twin(&sighting.pv, &site.node, (bare.name(), bare.uid()), &name);
         let begin = Instant::now();
         volumes.create(&PostParams::default(), &twin).await.expect("a volume can be made");
         posted.push_time(
@@ -75,8 +84,8 @@ async fn mount_to_pv(site: &Site, witness: &mut Witness, table: &mut Table) -> V
 }
 
 /// The writes of a reclaim with nothing in between, from the first request to the end.
-async fn bare_removal(site: &Site, names: &[String], witness: &mut Witness) -> Samples {
-    let volumes: Api<PersistentVolume> = Api::all(site.node.client());
+async fn bare_removal(client: kube::Client, names: &[String], witness: &mut Witness) -> Samples {
+    let volumes: Api<PersistentVolume> = Api::all(client);
     let mut times = Samples::default();
     for name in names {
         sleep(SPACING / 2).await;

@@ -51,10 +51,9 @@ impl Site {
     }
 }
 
-/// The same object under another name, as a node that does not exist would have made
-/// it: of the same size, and no agent's business.
-pub fn twin(pv: &PersistentVolume, node: &str, name: &str) -> PersistentVolume {
-    let stranger = format!("x{}", &node[1..]);
+/// The same object under another name, as another node's agent would have made it. The
+/// other node is given by its name and UID; to keep the size, both are as long.
+pub fn twin(pv: &PersistentVolume, node: &TestNode, other: (&str, &str), name: &str) -> PersistentVolume {
     let fresh = PersistentVolume {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -66,7 +65,8 @@ pub fn twin(pv: &PersistentVolume, node: &str, name: &str) -> PersistentVolume {
         status: None,
     };
     let text = serde_json::to_string(&fresh).expect("an object can be written as JSON");
-    serde_json::from_str(&text.replace(node, &stranger)).expect("another name leaves JSON what it is")
+    let text = text.replace(node.name(), other.0).replace(node.uid(), other.1);
+    serde_json::from_str(&text).expect("another name leaves JSON what it is")
 }
 
 /// Makes the volumes with that many requests under way at a time.
