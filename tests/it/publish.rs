@@ -11,7 +11,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use serde_json::json;
 
-use crate::common::{SOON, is_labelled, start, start_with, strip_label, verdict, wait_ready, wait_verdict};
+use crate::common::{SOON, is_labelled, start, start_with, strip_label, wait_ready, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::shared;
@@ -42,7 +42,7 @@ async fn a_mount_becomes_a_pv_of_this_node() {
     let annotations = metadata.annotations.as_ref().expect("it is signed");
     assert_eq!(annotations["pv.kubernetes.io/provisioned-by"], signature);
     assert_eq!(metadata.labels.as_ref().expect("it is labelled")["mooring.dev/node"], node.name());
-    assert_eq!(verdict(&agent, &class, "a b\\c").await.expect("it is shown").0, "Published");
+    wait_verdict(&agent, &class, "a b\\c", "Published").await;
     node.clean_up().await;
 }
 
@@ -133,8 +133,7 @@ async fn whatever_else_is_in_the_directory_has_a_verdict_and_is_no_obstacle() {
         ("not-\u{fffd}-text", "Unsupported", "not valid UTF-8"),
         ("zz good", "Published", ""),
     ] {
-        let (verdict, detail) = verdict(&agent, &class, entry).await.expect(entry);
-        assert_eq!(verdict, expected, "{entry}");
+        let detail = wait_verdict(&agent, &class, entry, expected).await;
         assert!(detail.contains(words), "{entry}: {detail}");
     }
     assert!(wait_verdict(&agent, absent, "waiting", "NoStorageClass").await.contains(absent));
