@@ -110,7 +110,7 @@ pub struct Plan {
 pub struct EntryStatus {
     /// Name of the class.
     pub class: String,
-    /// Name of the entry.
+    /// Name of the entry; empty for the discovery directory itself.
     pub entry: String,
     /// The path that a PV for it carries.
     pub path: String,
@@ -346,6 +346,7 @@ pub fn plan(world: &World<'_>) -> Plan {
             verdict,
         });
     }
+    plan.entries.extend(unseen_directories(world));
     for owned in world.owned.values() {
         look_again(world, owned, &mut plan);
         if !seen.contains(owned.name.as_str()) {
@@ -359,6 +360,16 @@ pub fn plan(world: &World<'_>) -> Plan {
         plan.wake_at = Some(until);
     }
     plan
+}
+
+/// Classes whose directory could not be looked at: that is told also when they have no PV.
+fn unseen_directories<'a>(world: &World<'a>) -> impl Iterator<Item = EntryStatus> {
+    let (classes, unseen) = (&world.config.classes, world.unseen);
+    classes.iter().filter_map(|class| {
+        let verdict = unseen.get(&class.mount_dir)?.clone();
+        let (name, path) = (class.name.clone(), class.host_dir.clone());
+        Some(EntryStatus { class: name, entry: String::new(), path, pv: None, verdict })
+    })
 }
 
 impl Plan {
