@@ -59,8 +59,8 @@ pub struct World<'a> {
     pub owned: &'a BTreeMap<String, OwnedPv>,
     /// Our PVs that the watch no longer shows: gone, or only their label is.
     pub suspects: &'a BTreeSet<String>,
-    /// Paths of this node that other PVs occupy: path to PV name.
-    pub foreign: &'a BTreeMap<String, String>,
+    /// Paths of this node that other PVs occupy: path to the names of the PVs.
+    pub foreign: &'a BTreeMap<String, BTreeSet<String>>,
     /// What is known of each volume's content.
     pub ledger: &'a Ledger,
     /// Whether the ledger can be written now, or why not. (Without a state directory it is
@@ -315,7 +315,10 @@ pub fn plan(world: &World<'_>) -> Plan {
         let verdict = match owned {
             Some(owned) if named_by.len() > 1 || world.foreign.contains_key(&finding.host_path) => {
                 seen.extend(named_by.iter().map(|owned| owned.name.as_str()));
-                let others = named_by.iter().map(|other| &other.name).chain(world.foreign.get(&finding.host_path));
+                let others = named_by
+                    .iter()
+                    .map(|other| &other.name)
+                    .chain(world.foreign.get(&finding.host_path).into_iter().flatten());
                 let others: Vec<_> = others.filter(|name| **name != owned.name).map(String::as_str).collect();
                 let detail = format!("PV {} names the path, and so does {}", owned.name, others.join(", "));
                 Verdict::new(Reason::PathInUse, detail)

@@ -73,8 +73,13 @@ fn try_offer(
         let detail = format!("class {} comes first in the order of names", rival.class);
         return refused(Reason::DuplicateOf, if first { detail } else { same_volume(rival) });
     }
-    if let Some(pv) = world.foreign.get(&finding.host_path) {
-        return refused(Reason::PathInUse, format!("PV {pv}, which is not ours, names the path"));
+    if let Some(pvs) = world.foreign.get(&finding.host_path) {
+        let pvs: Vec<_> = pvs.iter().map(String::as_str).collect();
+        let detail = match pvs.as_slice() {
+            [pv] => format!("PV {pv}, which is not ours, names the path"),
+            several => format!("PVs {}, which are not ours, name the path", several.join(", ")),
+        };
+        return refused(Reason::PathInUse, detail);
     }
     let storage_class = storage_class(world, finding)?;
     let identity = &candidate.sighting.identity;
