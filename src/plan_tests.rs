@@ -239,6 +239,26 @@ fn the_ledger_follows_the_pv() {
 }
 
 #[test]
+fn a_claim_that_a_pv_names_by_uid_counts_as_use_before_the_phase_says_so() {
+    let record = |scene: &Scene| scene.plan().records.into_iter().next().map(|entry| entry.state);
+    let name = testing::owned_pv("a", "c").name;
+    let offered = State::Offered { pv: name.into(), uid: Some("uid".into()), since: Some(10_000) };
+    for (phase, terminating) in [(Phase::Available, false), (Phase::Available, true), (Phase::Pending, false)] {
+        let named = |uid: &str| {
+            let claim = Claim { uid: uid.into(), ..claim() };
+            scene().with_state(offered.clone()).with_pv(|owned| {
+                (owned.phase, owned.terminating) = (phase, terminating);
+                owned.claim = Some(Box::new(claim));
+            })
+        };
+        let state = record(&named("claim-uid"));
+        assert!(matches!(state, Some(State::Used { claim: Some(_), .. })), "{phase:?} {terminating}: {state:?}");
+        // One that is still to come has written nothing.
+        assert!(!matches!(record(&named("")), Some(State::Used { .. })), "{phase:?} {terminating}");
+    }
+}
+
+#[test]
 fn an_available_pv_from_before_its_claim_is_withdrawn() {
     let pv = testing::owned_pv("a", "c");
     let used =
