@@ -27,6 +27,7 @@ use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
 
 pub use job::Jobs;
+use reclaim::is_gone;
 
 /// How long a volume has to be looked at before it is offered.
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
@@ -272,14 +273,14 @@ impl Tools {
     }
 
     /// Removes the quarantined PV of a volume that is found empty.
-    pub async fn free_if_blank(self, seen: Seen, target: Target, place: Place, control: Arc<Control>) -> Done {
+    pub async fn free_if_blank(mut self, seen: Seen, target: Target, place: Place, control: Arc<Control>) -> Done {
         let pv = target.pv.clone();
         let ended = self.look_into(seen, target, &place, &control).await.unwrap_or_else(|ended| ended);
         Done { pv, ended, wiped: false }
     }
 
     async fn look_into(
-        &self,
+        &mut self,
         seen: Seen,
         target: Target,
         place: &Place,
@@ -294,7 +295,16 @@ impl Tools {
         };
         let check = deleter::spawn(&thread_name(&pv), control, move |control| deleter::blank(&target, seen, control));
         let blank = on_thread(check).await?;
-        if blank.is_the_recorded_one() {
+        info!(pv, "Quarantined volume is found empty; it is offered anew");
+        let (uid, is_recorded) = (blank.seen().uid.clone(), blank.is_the_recorded_one());
+        // It holds the volume until the end.
+        let warrant = Warrant::Blank(blank);
+        let removed = match self.cluster.remove(&warrant).await {
+            Ok(last) => self.until_gone(last).await?,
+            failed => return Ok(self.or_look(&pv, failed).await.into()),
+        };
+        // Until the PV was gone, an admin could have offered it.
+        if is_recorded && is_gone(removed.as_ref(), &uid) {
             entry.state = State::Clean;
             if let Some(known) = self.scribe.on_disk(entry.id).await {
                 // Among them that of the wipe by hand that has emptied it.
@@ -302,9 +312,7 @@ impl Tools {
             }
             self.scribe.record(entry).await.map_err(Ended::Ledger)?;
         }
-        info!(pv, "Quarantined volume is found empty; it is offered anew");
-        let removed = self.cluster.remove(&Warrant::Blank(blank)).await;
-        Ok(self.or_look(&pv, removed).await.into())
+        Ok(Ok(removed).into())
     }
 
     fn owned(&self, pv: &PersistentVolume) -> Option<OwnedPv> {
