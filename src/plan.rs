@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Toleration;
 
 use crate::brake::{self, Brake};
-use crate::config::Config;
+use crate::config::{Class, Config};
 use crate::discovery::Finding;
 use crate::identity::{DeviceNumber, Identity};
 use crate::ledger::{Entry, Ledger, State};
@@ -269,6 +269,14 @@ pub struct ByJob {
     pub host_dir: String,
     /// What the pods tolerate.
     pub tolerations: Vec<Toleration>,
+}
+
+impl ByJob {
+    /// What the class says of Jobs, if a volume like this is wiped by one.
+    fn of(config: &Config, class: &Class, identity: &Identity) -> Option<Self> {
+        let by_job = config.use_job_for_cleaning && identity.is_device();
+        by_job.then(|| Self { host_dir: class.host_dir.clone(), tolerations: config.job_tolerations.clone() })
+    }
 }
 
 impl Target {

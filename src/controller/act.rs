@@ -3,6 +3,7 @@
 //! known.
 
 mod job;
+mod left_jobs;
 mod reclaim;
 mod unfenced;
 
@@ -27,6 +28,7 @@ use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
 
 pub use job::Jobs;
+pub use left_jobs::LeftJobs;
 use reclaim::is_gone;
 
 /// How long a volume has to be looked at before it is offered.
@@ -46,6 +48,7 @@ pub struct Tools {
     pub scribe: Scribe,
     pub events: Events,
     pub jobs: Jobs,
+    pub left_jobs: LeftJobs,
 }
 
 /// The end of a task.
@@ -151,6 +154,9 @@ impl Tools {
         let mut held = None;
         // What is made to be quarantined or wiped is looked at by then.
         if volume.claim.is_none() {
+            if let Err(ended) = self.heed_left_jobs(&target, &volume.path).await {
+                return ended;
+            }
             let seen = match self.look_before(target).await {
                 Ok(seen) => seen,
                 Err(Ended::NotWiped(error)) => return Ended::NotOffered(error),

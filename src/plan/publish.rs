@@ -4,7 +4,7 @@
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
-use super::{Action, Creation, Plan, Target, World, record, waiting};
+use super::{Action, ByJob, Creation, Plan, Target, World, record, waiting};
 use crate::config::{Class, DirtyPolicy};
 use crate::discovery::{Candidate, Finding};
 use crate::identity::{Comparison, Identity};
@@ -114,7 +114,7 @@ fn try_offer(
         rules: class.wipe.clone(),
         disks: Box::default(),
         record: Box::new(entry),
-        job: None,
+        job: ByJob::of(world.config, class, identity),
     };
     let found_at = world.memory.found_at(&volume.name).unwrap_or(world.now);
     plan.names.insert(volume.name.clone());
