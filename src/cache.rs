@@ -69,7 +69,8 @@ pub struct Cache {
     classes: BTreeMap<String, StorageClassFacts>,
     owned: BTreeMap<String, OwnedPv>,
     suspects: BTreeSet<String>,
-    foreign: BTreeMap<String, String>,
+    /// By path: several may name one.
+    foreign: BTreeMap<String, BTreeSet<String>>,
     /// One copy of each set of labels: most PVs have the same.
     labels: BTreeSet<Arc<Labels>>,
     classes_listed: bool,
@@ -129,9 +130,7 @@ impl Cache {
                     }
                     self.suspects.insert(name)
                 } else {
-                    let before = self.foreign.len();
-                    self.foreign.retain(|_, pv| *pv != name);
-                    before != self.foreign.len()
+                    self.retain_foreign(|pv| pv != name)
                 }
             }
             Event::PvsListed(names) => {
@@ -147,12 +146,12 @@ impl Cache {
             Event::AllListed { owned, foreign } => {
                 let missing = self.owned.keys().filter(|name| !owned.contains(*name));
                 self.suspects.extend(missing.cloned());
-                self.foreign.retain(|_, pv| foreign.contains(pv));
+                self.retain_foreign(|pv| foreign.contains(pv));
                 (self.pvs_listed, self.swept) = (true, true);
                 true
             }
             Event::SweepDone(foreign) => {
-                self.foreign.retain(|_, pv| foreign.contains(pv));
+                self.retain_foreign(|pv| foreign.contains(pv));
                 self.swept = true;
                 true
             }
@@ -187,7 +186,7 @@ impl Cache {
     pub fn remove(&mut self, name: &str) {
         self.owned.remove(name);
         self.suspects.remove(name);
-        self.foreign.retain(|_, pv| pv != name);
+        self.retain_foreign(|pv| pv != name);
     }
 
     fn insert(&mut self, decoded: Decoded) -> bool {
@@ -199,16 +198,31 @@ impl Cache {
                     return false;
                 }
                 self.suspects.remove(&name);
-                if self.foreign.get(&owned.path) == Some(&name) {
+                if let Some(others) = self.foreign.get_mut(&owned.path)
+                    && others.remove(&name)
+                    && others.is_empty()
+                {
                     self.foreign.remove(&owned.path);
                 }
                 self.share_labels(&mut owned);
                 self.owned.insert(name, *owned);
                 true
             }
-            Decoded::Foreign(foreign) => self.foreign.insert(foreign.path, foreign.pv.clone()) != Some(foreign.pv),
+            Decoded::Foreign(foreign) => self.foreign.entry(foreign.path).or_default().insert(foreign.pv),
             Decoded::Elsewhere => false,
         }
+    }
+
+    /// Keeps those PVs of others; says whether there were more.
+    fn retain_foreign(&mut self, keep: impl Fn(&str) -> bool) -> bool {
+        let mut changed = false;
+        self.foreign.retain(|_, pvs| {
+            let before = pvs.len();
+            pvs.retain(|pv| keep(pv));
+            changed |= pvs.len() != before;
+            !pvs.is_empty()
+        });
+        changed
     }
 
     fn share_labels(&mut self, owned: &mut OwnedPv) {
@@ -300,7 +314,7 @@ impl Cache {
 
     /// Paths of this node that PVs of others name, with their names.
     #[must_use]
-    pub fn foreign(&self) -> &BTreeMap<String, String> {
+    pub fn foreign(&self) -> &BTreeMap<String, BTreeSet<String>> {
         &self.foreign
     }
 }

@@ -110,7 +110,33 @@ fn a_sweep_forgets_paths_that_nobody_names_any_more() {
         assert!(!cache.apply(Event::Swept(Decoded::Foreign(foreign))));
     }
     cache.apply(Event::SweepDone(["y".to_owned()].into()));
-    assert_eq!(cache.foreign().values().collect::<Vec<_>>(), ["y"]);
+    assert_eq!(cache.foreign().values().flatten().collect::<Vec<_>>(), ["y"]);
+}
+
+#[test]
+fn a_path_that_several_others_name_is_theirs_until_the_last_is_gone() {
+    let foreign = |name: &str| Decoded::Foreign(ForeignPath { pv: name.to_owned(), path: "/h/c/both".to_owned() });
+    let gone = |name: &str| Event::PvLeft { name: name.to_owned(), uid: String::new(), last: Decoded::Elsewhere };
+    let names = |cache: &Cache| cache.foreign().values().flatten().cloned().collect::<Vec<_>>();
+    for (first, second) in [("x", "y"), ("y", "x")] {
+        let mut cache = Cache::default();
+        assert!(cache.apply(Event::PvListed(foreign("x"))) && cache.apply(Event::PvListed(foreign("y"))));
+        assert!(!cache.apply(Event::Pv(foreign("y"))));
+        assert_eq!(names(&cache), ["x", "y"]);
+        assert!(cache.apply(gone(first)) && !cache.apply(gone(first)));
+        assert_eq!(names(&cache), [second]);
+        cache.apply(gone(second));
+        assert!(cache.foreign().is_empty());
+    }
+    // Nor does one of them that becomes ours make the path free of the other.
+    let mut cache = Cache::default();
+    let owned = at_version("a", 1);
+    for name in [owned.name.as_str(), "z"] {
+        let foreign = ForeignPath { pv: name.to_owned(), path: owned.path.clone() };
+        cache.apply(Event::Swept(Decoded::Foreign(foreign)));
+    }
+    cache.apply(seen(owned));
+    assert_eq!(names(&cache), ["z"]);
 }
 
 #[test]
@@ -135,7 +161,7 @@ fn answers_are_learned_from() {
     object.metadata.annotations = None;
     object.metadata.deletion_timestamp = None;
     assert!(cache.learn(&object, false).is_none());
-    assert_eq!(cache.foreign()["/h/c/a"], owned.name);
+    assert_eq!(cache.foreign()["/h/c/a"], [owned.name].into());
 }
 
 /// The answer of a delete may come after the watch has told of the end.

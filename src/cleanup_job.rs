@@ -6,6 +6,8 @@
 //! claims the device by itself, and refuses any but the one with the digest that the agent
 //! has claimed before.
 
+mod at_work;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -20,6 +22,8 @@ use crate::method::{DEVICE_VARIABLE, Method, Verify};
 use crate::plan::{ByJob, Target};
 use crate::pv::HOSTNAME_LABEL;
 
+pub use at_work::AtWork;
+
 /// Labels of the Go provisioner: name and UID of the PV.
 const PV_LABEL: &str = "pv";
 const UID_LABEL: &str = "pvuuid";
@@ -33,6 +37,8 @@ const DIGEST: &str = "mooring.dev/identity-digest";
 const METHOD: &str = "mooring.dev/method";
 /// By which the controller-manager finds the pods of a Job.
 const JOB_LABEL: &str = "job-name";
+/// Selects the pods of all Jobs.
+pub const PODS_OF_ANY: &str = JOB_LABEL;
 /// This program in its image.
 const PROGRAM: &str = "/mooring";
 /// How long a Job that has ended is kept for an agent that is not there to see it, in

@@ -42,7 +42,7 @@ use crate::plan::{self, Action, World};
 use crate::state_dir::StateDir;
 use crate::verdict::{Reason, Verdict};
 use crate::volume::NodeFacts;
-use act::{Done, Jobs, Tools};
+use act::{Done, Jobs, LeftJobs, Tools};
 use books::Books;
 use limits::Limits;
 use pace::Pace;
@@ -172,6 +172,7 @@ impl Controller {
                 scribe,
                 events: notices,
                 jobs: Jobs::new(parts.jobs, parts.watches.clone()),
+                left_jobs: LeftJobs::default(),
             },
             unsent: Some(unsent),
             books,

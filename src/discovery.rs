@@ -203,16 +203,16 @@ fn refused(inner: &Class) -> Verdict {
 /// not show.
 #[must_use]
 pub fn unseen(config: &Config, snapshot: &Snapshot) -> BTreeMap<String, Verdict> {
-    let why = |directory: &str| match snapshot.directories.get(directory) {
+    let verdict = |directory: &str| match snapshot.directories.get(directory) {
         Some(Listing::Entries(_)) => None,
-        Some(Listing::Failed(error)) => Some(format!("{directory} can't be read: {error}")),
-        Some(Listing::Unresponsive) | None => Some(format!("{directory} does not answer")),
+        Some(Listing::Failed(error)) => {
+            Some(Verdict::new(Reason::DirectoryUnreadable, format!("{directory} can't be read: {error}")))
+        }
+        Some(Listing::Unresponsive) | None => {
+            Some(Verdict::new(Reason::Unresponsive, format!("{directory} does not answer")))
+        }
     };
-    let verdict = |directory: String| {
-        let why = why(&directory)?;
-        Some((directory, Verdict::new(Reason::Unresponsive, why)))
-    };
-    config.mount_dirs().into_iter().filter_map(verdict).collect()
+    config.mount_dirs().into_iter().filter_map(|directory| verdict(&directory).map(|why| (directory, why))).collect()
 }
 
 fn unsupported(detail: impl Into<String>) -> Result<Candidate, Verdict> {

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Toleration;
 
 use crate::brake::{self, Brake};
-use crate::config::Config;
+use crate::config::{Class, Config};
 use crate::discovery::Finding;
 use crate::identity::{DeviceNumber, Identity};
 use crate::ledger::{Entry, Ledger, State};
@@ -59,8 +59,8 @@ pub struct World<'a> {
     pub owned: &'a BTreeMap<String, OwnedPv>,
     /// Our PVs that the watch no longer shows: gone, or only their label is.
     pub suspects: &'a BTreeSet<String>,
-    /// Paths of this node that other PVs occupy: path to PV name.
-    pub foreign: &'a BTreeMap<String, String>,
+    /// Paths of this node that other PVs occupy: path to the names of the PVs.
+    pub foreign: &'a BTreeMap<String, BTreeSet<String>>,
     /// What is known of each volume's content.
     pub ledger: &'a Ledger,
     /// Whether the ledger can be written now, or why not. (Without a state directory it is
@@ -110,7 +110,7 @@ pub struct Plan {
 pub struct EntryStatus {
     /// Name of the class.
     pub class: String,
-    /// Name of the entry.
+    /// Name of the entry; empty for the discovery directory itself.
     pub entry: String,
     /// The path that a PV for it carries.
     pub path: String,
@@ -271,6 +271,14 @@ pub struct ByJob {
     pub tolerations: Vec<Toleration>,
 }
 
+impl ByJob {
+    /// What the class says of Jobs, if a volume like this is wiped by one.
+    fn of(config: &Config, class: &Class, identity: &Identity) -> Option<Self> {
+        let by_job = config.use_job_for_cleaning && identity.is_device();
+        by_job.then(|| Self { host_dir: class.host_dir.clone(), tolerations: config.job_tolerations.clone() })
+    }
+}
+
 impl Target {
     /// What its reclaim is begun for.
     #[must_use]
@@ -315,7 +323,10 @@ pub fn plan(world: &World<'_>) -> Plan {
         let verdict = match owned {
             Some(owned) if named_by.len() > 1 || world.foreign.contains_key(&finding.host_path) => {
                 seen.extend(named_by.iter().map(|owned| owned.name.as_str()));
-                let others = named_by.iter().map(|other| &other.name).chain(world.foreign.get(&finding.host_path));
+                let others = named_by
+                    .iter()
+                    .map(|other| &other.name)
+                    .chain(world.foreign.get(&finding.host_path).into_iter().flatten());
                 let others: Vec<_> = others.filter(|name| **name != owned.name).map(String::as_str).collect();
                 let detail = format!("PV {} names the path, and so does {}", owned.name, others.join(", "));
                 Verdict::new(Reason::PathInUse, detail)
@@ -346,6 +357,7 @@ pub fn plan(world: &World<'_>) -> Plan {
             verdict,
         });
     }
+    plan.entries.extend(unseen_directories(world));
     for owned in world.owned.values() {
         look_again(world, owned, &mut plan);
         if !seen.contains(owned.name.as_str()) {
@@ -359,6 +371,16 @@ pub fn plan(world: &World<'_>) -> Plan {
         plan.wake_at = Some(until);
     }
     plan
+}
+
+/// Classes whose directory could not be looked at: that is told also when they have no PV.
+fn unseen_directories<'a>(world: &World<'a>) -> impl Iterator<Item = EntryStatus> {
+    let (classes, unseen) = (&world.config.classes, world.unseen);
+    classes.iter().filter_map(|class| {
+        let verdict = unseen.get(&class.mount_dir)?.clone();
+        let (name, path) = (class.name.clone(), class.host_dir.clone());
+        Some(EntryStatus { class: name, entry: String::new(), path, pv: None, verdict })
+    })
 }
 
 impl Plan {

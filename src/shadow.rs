@@ -112,6 +112,7 @@ pub fn differences(world: &World<'_>, foresight: &Foresight, fields: &BTreeMap<S
             | Reason::Busy
             | Reason::Vanished
             | Reason::Unresponsive
+            | Reason::DirectoryUnreadable
             | Reason::Shrunk => continue,
             _ if reclaim::is_wanted(owned) => Kind::RefusedWipe,
             _ => Kind::Unwanted,

@@ -80,6 +80,7 @@ fn is_absent(reason: Reason) -> bool {
             | Reason::ZeroCapacity
             | Reason::Unsupported
             | Reason::Unresponsive
+            | Reason::DirectoryUnreadable
             | Reason::IdentityChanged
     )
 }

@@ -37,6 +37,8 @@ pub enum Reason {
     Unsupported,
     /// The kernel did not answer when asked about it.
     Unresponsive,
+    /// The discovery directory can't be read: it is not there, or not mounted into the pod.
+    DirectoryUnreadable,
     /// A PV exists, but the volume is gone.
     Vanished,
     /// The volume is smaller than its PV says, and a claim has it.
@@ -49,7 +51,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the documentation.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Published,
         Self::Pending,
         Self::NotAMountPoint,
@@ -65,6 +67,7 @@ impl Reason {
         Self::ZeroCapacity,
         Self::Unsupported,
         Self::Unresponsive,
+        Self::DirectoryUnreadable,
         Self::Vanished,
         Self::Shrunk,
         Self::Refused,
@@ -90,6 +93,7 @@ impl Reason {
             Self::ZeroCapacity => "ZeroCapacity",
             Self::Unsupported => "Unsupported",
             Self::Unresponsive => "Unresponsive",
+            Self::DirectoryUnreadable => "DirectoryUnreadable",
             Self::Vanished => "Vanished",
             Self::Shrunk => "Shrunk",
             Self::Refused => "Refused",
@@ -108,6 +112,7 @@ impl Reason {
             | Self::Busy
             | Self::IdentityChanged
             | Self::Unresponsive
+            | Self::DirectoryUnreadable
             | Self::Vanished
             | Self::Shrunk
             | Self::Refused
@@ -153,6 +158,10 @@ impl Reason {
             Self::ZeroCapacity => "attach a medium, or remove the entry",
             Self::Unsupported => "replace it by a mounted directory or a link to a block device, or remove it",
             Self::Unresponsive => "look after the disk or the server behind it; it is taken up again when it answers",
+            Self::DirectoryUnreadable => {
+                "make the directory and mount it into the agent's pod, or correct mountDir; the chart mounts those of its \
+                 classes and formerDirectories, any other by additionalVolumes and additionalVolumeMounts"
+            }
             Self::Vanished => "mount or attach it again; delete the PV if it will not come back",
             Self::Shrunk => "give the volume its former size back, or move the claim's data elsewhere",
             Self::Refused => "see the detail",

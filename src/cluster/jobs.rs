@@ -6,6 +6,7 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 
 use super::{ApiError, Cluster};
 use crate::cleanup_job;
+use crate::pv::HOSTNAME_LABEL;
 
 impl Cluster {
     /// The Job of that name as it is now, if there is one.
@@ -42,6 +43,26 @@ impl Cluster {
     pub async fn pods_of_job(&self, namespace: &str, name: &str) -> Result<Vec<Pod>, ApiError> {
         let pods = Api::<Pod>::namespaced(self.pvs.clone().into_client(), namespace);
         let params = ListParams::default().labels(&cleanup_job::pods_of(name));
+        self.call("list", pods.list(&params)).await.map(|list| list.items)
+    }
+
+    /// The Jobs of a Node's devices, whichever PVs they are of.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn jobs_of(&self, namespace: &str, hostname: &str) -> Result<Vec<Job>, ApiError> {
+        let params = ListParams::default().labels(&format!("{HOSTNAME_LABEL}={hostname}"));
+        self.call("list", self.jobs(namespace).list(&params)).await.map(|list| list.items)
+    }
+
+    /// The pods of all Jobs that have not ended.
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn living_pods_of_jobs(&self, namespace: &str) -> Result<Vec<Pod>, ApiError> {
+        let pods = Api::<Pod>::namespaced(self.pvs.clone().into_client(), namespace);
+        let living = "status.phase!=Succeeded,status.phase!=Failed";
+        let params = ListParams::default().labels(cleanup_job::PODS_OF_ANY).fields(living);
         self.call("list", pods.list(&params)).await.map(|list| list.items)
     }
 

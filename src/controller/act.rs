@@ -3,6 +3,7 @@
 //! known.
 
 mod job;
+mod left_jobs;
 mod reclaim;
 mod unfenced;
 
@@ -27,6 +28,8 @@ use crate::state_dir::StateDirError;
 use crate::volume::NodeFacts;
 
 pub use job::Jobs;
+pub use left_jobs::LeftJobs;
+use reclaim::is_gone;
 
 /// How long a volume has to be looked at before it is offered.
 const LOOK_PATIENCE: Duration = Duration::from_secs(2);
@@ -45,6 +48,7 @@ pub struct Tools {
     pub scribe: Scribe,
     pub events: Events,
     pub jobs: Jobs,
+    pub left_jobs: LeftJobs,
 }
 
 /// The end of a task.
@@ -150,6 +154,9 @@ impl Tools {
         let mut held = None;
         // What is made to be quarantined or wiped is looked at by then.
         if volume.claim.is_none() {
+            if let Err(ended) = self.heed_left_jobs(&target, &volume.path).await {
+                return ended;
+            }
             let seen = match self.look_before(target).await {
                 Ok(seen) => seen,
                 Err(Ended::NotWiped(error)) => return Ended::NotOffered(error),
@@ -272,14 +279,14 @@ impl Tools {
     }
 
     /// Removes the quarantined PV of a volume that is found empty.
-    pub async fn free_if_blank(self, seen: Seen, target: Target, place: Place, control: Arc<Control>) -> Done {
+    pub async fn free_if_blank(mut self, seen: Seen, target: Target, place: Place, control: Arc<Control>) -> Done {
         let pv = target.pv.clone();
         let ended = self.look_into(seen, target, &place, &control).await.unwrap_or_else(|ended| ended);
         Done { pv, ended, wiped: false }
     }
 
     async fn look_into(
-        &self,
+        &mut self,
         seen: Seen,
         target: Target,
         place: &Place,
@@ -294,7 +301,16 @@ impl Tools {
         };
         let check = deleter::spawn(&thread_name(&pv), control, move |control| deleter::blank(&target, seen, control));
         let blank = on_thread(check).await?;
-        if blank.is_the_recorded_one() {
+        info!(pv, "Quarantined volume is found empty; it is offered anew");
+        let (uid, is_recorded) = (blank.seen().uid.clone(), blank.is_the_recorded_one());
+        // It holds the volume until the end.
+        let warrant = Warrant::Blank(blank);
+        let removed = match self.cluster.remove(&warrant).await {
+            Ok(last) => self.until_gone(last).await?,
+            failed => return Ok(self.or_look(&pv, failed).await.into()),
+        };
+        // Until the PV was gone, an admin could have offered it.
+        if is_recorded && is_gone(removed.as_ref(), &uid) {
             entry.state = State::Clean;
             if let Some(known) = self.scribe.on_disk(entry.id).await {
                 // Among them that of the wipe by hand that has emptied it.
@@ -302,9 +318,7 @@ impl Tools {
             }
             self.scribe.record(entry).await.map_err(Ended::Ledger)?;
         }
-        info!(pv, "Quarantined volume is found empty; it is offered anew");
-        let removed = self.cluster.remove(&Warrant::Blank(blank)).await;
-        Ok(self.or_look(&pv, removed).await.into())
+        Ok(Ok(removed).into())
     }
 
     fn owned(&self, pv: &PersistentVolume) -> Option<OwnedPv> {

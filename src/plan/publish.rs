@@ -4,7 +4,7 @@
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
-use super::{Action, Creation, Plan, Target, World, record, waiting};
+use super::{Action, ByJob, Creation, Plan, Target, World, record, waiting};
 use crate::config::{Class, DirtyPolicy};
 use crate::discovery::{Candidate, Finding};
 use crate::identity::{Comparison, Identity};
@@ -73,8 +73,13 @@ fn try_offer(
         let detail = format!("class {} comes first in the order of names", rival.class);
         return refused(Reason::DuplicateOf, if first { detail } else { same_volume(rival) });
     }
-    if let Some(pv) = world.foreign.get(&finding.host_path) {
-        return refused(Reason::PathInUse, format!("PV {pv}, which is not ours, names the path"));
+    if let Some(pvs) = world.foreign.get(&finding.host_path) {
+        let pvs: Vec<_> = pvs.iter().map(String::as_str).collect();
+        let detail = match pvs.as_slice() {
+            [pv] => format!("PV {pv}, which is not ours, names the path"),
+            several => format!("PVs {}, which are not ours, name the path", several.join(", ")),
+        };
+        return refused(Reason::PathInUse, detail);
     }
     let storage_class = storage_class(world, finding)?;
     let identity = &candidate.sighting.identity;
@@ -109,7 +114,7 @@ fn try_offer(
         rules: class.wipe.clone(),
         disks: Box::default(),
         record: Box::new(entry),
-        job: None,
+        job: ByJob::of(world.config, class, identity),
     };
     let found_at = world.memory.found_at(&volume.name).unwrap_or(world.now);
     plan.names.insert(volume.name.clone());

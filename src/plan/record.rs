@@ -80,6 +80,8 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
         Phase::Released | Phase::Failed if is_being_retired(known, owned) => None,
         Phase::Released | Phase::Failed if is_given_away(known, owned) => None,
         Phase::Bound | Phase::Released | Phase::Failed => used(claim()),
+        // A claim has it, and the controller-manager, which may be away, has not said so yet.
+        Phase::Pending | Phase::Available if claim().is_some_and(|claim| !claim.uid.is_empty()) => used(claim()),
         Phase::Pending => None,
         Phase::Available if owned.terminating => None,
         Phase::Available => match known.map(|entry| &entry.state) {

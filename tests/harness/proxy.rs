@@ -34,6 +34,10 @@ pub struct Faults {
     pub hold_patches: bool,
     /// So many patches have come to wait.
     pub waiting_patches: u32,
+    /// DELETEs wait for as long as this is set.
+    pub hold_deletes: bool,
+    /// So many DELETEs have come to wait.
+    pub waiting_deletes: u32,
     /// So many patches are refused, as by an authorizer that has not read all roles yet.
     pub refused_patches: u32,
 }
@@ -57,11 +61,16 @@ pub struct Proxy {
 impl Proxy {
     /// Starts a proxy that speaks to the API server with the account of the node's agent.
     pub fn start(node: &TestNode) -> Self {
+        Self::start_as(node, node.kubeconfig())
+    }
+
+    /// Starts a proxy that speaks to the API server with the account of that kubeconfig.
+    pub fn start_as(node: &TestNode, account: &Path) -> Self {
         let (cut, cuts) = watch::channel(0);
         let faults: Arc<Mutex<Faults>> = Arc::default();
         let watches: Arc<Mutex<u32>> = Arc::default();
         let (sender, receiver) = std::sync::mpsc::channel();
-        let (account, shared_faults, count) = (node.kubeconfig().to_owned(), Arc::clone(&faults), Arc::clone(&watches));
+        let (account, shared_faults, count) = (account.to_owned(), Arc::clone(&faults), Arc::clone(&watches));
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime can be had").block_on(async move {
@@ -135,6 +144,12 @@ async fn forward(State(mut shared): State<Shared>, request: Request) -> Response
     if parts.method == Method::PATCH && lock(&shared.faults).hold_patches {
         lock(&shared.faults).waiting_patches += 1;
         while lock(&shared.faults).hold_patches {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+    if parts.method == Method::DELETE && lock(&shared.faults).hold_deletes {
+        lock(&shared.faults).waiting_deletes += 1;
+        while lock(&shared.faults).hold_deletes {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }

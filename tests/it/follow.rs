@@ -120,7 +120,7 @@ async fn nothing_is_withdrawn_when_the_directory_cant_be_read_or_all_is_gone_at_
     };
     fs::rename(&disks, disks.with_file_name("away")).expect("a directory can be moved");
     for entry in ["a", "b", "c"] {
-        wait_verdict(&agent, &class, entry, "Unresponsive").await;
+        wait_verdict(&agent, &class, entry, "DirectoryUnreadable").await;
     }
     still_there("it could not be read").await;
     fs::create_dir(&disks).expect("a directory can be made");

@@ -6,10 +6,12 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::ResourceExt;
+use serde_json::json;
 
 use crate::common::{SOON, verdict, wait_ready, wait_verdict};
 use crate::harness::disk::LoopDisk;
 use crate::harness::volumes::phase;
+use crate::harness::{ControlPlane, Options};
 use crate::tenancy::{SECRET, Scene, Store};
 
 const RECLAIM: &str = "mooring.dev/reclaim";
@@ -247,6 +249,46 @@ async fn a_pv_bound_released_and_taken_back_unseen_counts_as_used() {
         }
     };
     scene.never_offered(steps).await;
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_claim_put_on_a_pv_while_agent_and_controller_manager_are_away_counts_as_use() {
+    let plane = ControlPlane::start(Options::default());
+    let mut scene = Scene::on(&plane, "bothaway", "Delete").await;
+    scene.begin();
+    let mut offered = Vec::new();
+    for store in &scene.stores {
+        offered.push(store.wait(&scene.node, "Available").await);
+    }
+    scene.wait_ledger_text("\"since\":").await;
+    scene.kill().await;
+    plane.stop("kube-controller-manager");
+    // The claim is gone again when the agent comes back, and the phase is as it was.
+    let claim_ref = json!({ "kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": "default",
+                            "name": "of-a-while", "uid": "0a1b2c3d-1111-4222-8333-444455556666" });
+    for (store, pv) in scene.stores.iter().zip(&offered) {
+        scene
+            .node
+            .patch_pv(&pv.name_any(), json!({ "spec": { "claimRef": claim_ref } }))
+            .await
+            .expect("nothing denies it");
+        store.write_secret();
+    }
+    scene.begin();
+    scene.wait_ledger("used").await;
+    scene.wait_ledger_text("of-a-while").await;
+    // Taken off as if nothing had been, and the PV removed with nobody's claim on it.
+    for (store, pv) in scene.stores.iter().zip(&offered) {
+        scene.node.clear_claim(&pv.name_any()).await;
+        store.wait(&scene.node, "Available").await;
+        scene.node.force_delete_pv(pv).await;
+        scene.node.wait_gone(pv, SOON).await;
+    }
+    plane.start_component("kube-controller-manager");
+    for (store, pv) in scene.stores.iter().zip(&offered) {
+        is_quarantined(&scene, store, pv).await;
+    }
     scene.end().await;
 }
 

@@ -327,6 +327,50 @@ async fn a_job_of_the_go_provisioner_that_has_not_ended_keeps_its_volume() {
     scene.clean_up().await;
 }
 
+/// A Job of another hand for the disk, of a PV of that name that was never seen here.
+async fn job_on_the_disk(scene: &Scene, pv: &str, directory: &str) -> Job {
+    let mut job = golden()["job"].take();
+    let spec = &mut job["spec"]["template"]["spec"];
+    for place in ["/volumes/0/hostPath/path", "/containers/0/volumeMounts/0/mountPath"] {
+        *spec.pointer_mut(place).expect("the fixture has it") = json!(directory);
+    }
+    spec["containers"][0]["env"][0]["value"] = json!(format!("{directory}/disk"));
+    spec["nodeSelector"]["kubernetes.io/hostname"] = json!(scene.node.name());
+    job["metadata"]["name"] = json!(format!("cleanup-{pv}"));
+    job["metadata"]["namespace"] = json!(scene.namespace);
+    job["metadata"]["labels"]["pv"] = json!(pv);
+    job["metadata"]["labels"]["kubernetes.io/hostname"] = json!(scene.node.name());
+    scene.create(&serde_json::from_value(job).expect("it is a Job")).await
+}
+
+#[tokio::test]
+async fn a_device_is_not_offered_while_a_job_of_a_pv_that_is_gone_is_at_work_on_it() {
+    // Known by its PV's name; or by the path, under another class's name for it.
+    for (tag, by_name, keys) in [("job-left", true, &[][..]), ("job-path", false, JOB_MODE)] {
+        let scene = Scene::new(tag, "volumeMode: Block").await;
+        let usual = mooring::pv::pv_name("disk", scene.node.name(), &scene.class);
+        let disks = scene.disks.display().to_string();
+        let (name, directory) = if by_name { (&*usual, "/elsewhere") } else { ("local-pv-former", &*disks) };
+        let job = job_on_the_disk(&scene, name, directory).await;
+        let pod = scene.pod(&job).await;
+        let agent = scene.start(keys);
+        let why = wait_verdict(&agent, &scene.class, "disk", "Busy").await;
+        assert!(why.contains(&format!("the Job {}/cleanup-{name} has not ended", scene.namespace)), "{why}");
+        if !by_name {
+            // Nor while only the pod is left of it.
+            scene.orphan(&job).await;
+            scene.no_job().await;
+            let line = agent.wait_log("its pod", SOON).await;
+            assert!(line.contains(&format!("{} has not ended", pod.name_any())), "{line}");
+        }
+        assert_eq!(scene.node.pvs().await.len(), 0, "no PV has been made");
+        scene.succeed(&pod).await;
+        scene.node.wait_pv(&scene.link, |pv| phase(pv) == "Available", SOON).await;
+        drop(agent);
+        scene.clean_up().await;
+    }
+}
+
 #[tokio::test]
 async fn without_the_right_to_make_jobs_or_an_image_nothing_is_touched() {
     let scene = Scene::without_rights("job-rights", SHRED).await;

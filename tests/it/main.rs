@@ -56,6 +56,7 @@ mod startup;
 mod stop;
 mod taint;
 mod tenancy;
+mod unfenced;
 mod wipe_cli;
 mod wipe_command;
 mod wipe_device;

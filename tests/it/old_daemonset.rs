@@ -19,8 +19,8 @@ use crate::harness::volumes::phase;
 use crate::harness::{Agent, AgentOptions, AuditEntry, ControlPlane, Options, rbac, shared};
 use crate::wipe_scene::first_not_zero;
 
-const SECRET: &[u8] = b"TENANT-SECRET";
-const SIZE: u64 = 16 << 20;
+pub const SECRET: &[u8] = b"TENANT-SECRET";
+pub const SIZE: u64 = 16 << 20;
 const HOLD: &str = "mooring.dev/hold";
 /// Its resync is soon, so that a right that is given is soon seen.
 const RESYNC: (&str, &str) = ("minResyncPeriod", "1s");
@@ -28,18 +28,18 @@ const RESYNC: (&str, &str) = ("minResyncPeriod", "1s");
 const SLOW: &str = "volumeMode: Block\nwipe: {bandwidth: 1Mi}";
 
 /// A node with the Go provisioner's account, a class of directories and one of devices.
-struct Old {
-    node: TestNode,
+pub struct Old {
+    pub node: TestNode,
     account: String,
-    kubeconfig: String,
+    pub kubeconfig: String,
     fs: (String, std::path::PathBuf),
-    raw: (String, std::path::PathBuf),
+    pub raw: (String, std::path::PathBuf),
     raw_fields: &'static str,
     stateless: bool,
 }
 
 impl Old {
-    async fn new(plane: &ControlPlane, tag: &str) -> Self {
+    pub async fn new(plane: &ControlPlane, tag: &str) -> Self {
         let node = TestNode::new(plane, tag).await;
         let account = format!("go-{}", node.name());
         rbac::apply_old(&node.client(), &account).await;
@@ -65,17 +65,17 @@ impl Old {
     }
 
     /// A disk of the class of devices, not published yet.
-    fn disk(&self, name: &str, bytes: u64) -> (LoopDisk, std::path::PathBuf) {
+    pub fn disk(&self, name: &str, bytes: u64) -> (LoopDisk, std::path::PathBuf) {
         let disk = LoopDisk::new(self.node.dir(), bytes);
         let link = disk.link(&self.raw.1, name);
         (disk, link)
     }
 
-    async fn available(&self, path: &Path) -> PersistentVolume {
+    pub async fn available(&self, path: &Path) -> PersistentVolume {
         self.node.wait_pv(path, |pv| phase(pv) == "Available", SOON).await
     }
 
-    async fn anew(&self, path: &Path, before: &PersistentVolume) -> PersistentVolume {
+    pub async fn anew(&self, path: &Path, before: &PersistentVolume) -> PersistentVolume {
         let anew = |pv: &PersistentVolume| phase(pv) == "Available" && pv.uid() != before.uid();
         self.node.wait_pv(path, anew, SOON * 2).await
     }
@@ -98,13 +98,13 @@ impl Old {
         (disk, pv, claim)
     }
 
-    async fn end(self, agent: Agent) {
+    pub async fn end(self, agent: Agent) {
         drop(agent);
         self.node.clean_up().await;
     }
 }
 
-fn fill(disk: &LoopDisk, bytes: u64) {
+pub fn fill(disk: &LoopDisk, bytes: u64) {
     disk.write_at(0, &b"TENANT-SECRET...".repeat(usize::try_from(bytes / 16).expect("it is small")));
 }
 

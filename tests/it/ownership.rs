@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, DeleteParams, PostParams, ResourceExt};
 
 use crate::common::{SOON, calls, is_labelled, start, start_with, wait_ready, wait_verdict};
+use crate::harness::config_dir::storage_class_map;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
-use crate::harness::volumes::phase;
-use crate::harness::{AuditEntry, ControlPlane, Options, shared};
+use crate::harness::volumes::{path_of, phase};
+use crate::harness::{Agent, AgentOptions, AuditEntry, ControlPlane, Options, rbac, shared};
 use crate::tenancy::Scene;
 
 const SIGNATURE: &str = "pv.kubernetes.io/provisioned-by";
@@ -303,4 +304,46 @@ async fn a_pv_that_a_former_node_owns_is_handed_to_this_one_by_one_write() {
     let (v, w) = (pv.name_any(), other.name_any());
     assert_eq!(verbs, [("create", v.as_str()), ("patch", v.as_str()), ("create", w.as_str())]);
     drop(agent);
+}
+
+#[tokio::test]
+async fn a_path_that_two_foreign_pvs_name_is_offered_when_both_are_gone() {
+    let node = TestNode::new(shared(), "two-others").await;
+    let class = node.class("fast", "Delete").await;
+    let disks = node.discovery_dir("disks");
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let mut others = Vec::new();
+    for hand in ["one", "two"] {
+        let pv = node.local_pv(&format!("{hand}-{}", node.name()), &class, &disks.join("v"));
+        others.push(node.create_pv(&pv).await);
+    }
+    // Who may not patch PVs watches all of them, and sees those of others go.
+    let account = format!("go-{}", node.name());
+    rbac::apply_old(&node.client(), &account).await;
+    let kubeconfig = node.kubeconfig_of(rbac::NAMESPACE, &account).await.display().to_string();
+    let map = storage_class_map(&[(&class, &disks, "")]);
+    let options = AgentOptions {
+        config: &[("storageClassMap", &map)],
+        args: &["--v=4"],
+        env: &[("KUBECONFIG", &kubeconfig)],
+        ..AgentOptions::default()
+    };
+    let agent = Agent::start(&node, options);
+    let both = wait_verdict(&agent, &class, "v", "PathInUse").await;
+    let names: Vec<String> = others.iter().map(ResourceExt::name_any).collect();
+    assert!(names.iter().all(|name| both.contains(name)), "{both}");
+    for gone in [1, 0] {
+        node.force_delete_pv(&others[gone]).await;
+        node.wait_gone(&others[gone], SOON).await;
+        agent_has_seen(&node, &disks, &format!("after {gone}")).await;
+        if gone == 1 {
+            let left = wait_verdict(&agent, &class, "v", "PathInUse").await;
+            assert!(left.contains(&names[0]) && !left.contains(&names[1]), "{left}");
+            let on_it = |pv: &&PersistentVolume| path_of(pv) == disks.join("v").display().to_string();
+            assert_eq!(node.pvs().await.iter().filter(on_it).count(), 1, "nothing is offered beside it");
+        }
+    }
+    node.wait_pv(&disks.join("v"), |pv| phase(pv) == "Available" && is_labelled(pv), SOON).await;
+    drop(agent);
+    node.clean_up().await;
 }

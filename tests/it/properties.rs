@@ -88,7 +88,7 @@ struct Scene {
     findings: Vec<Finding>,
     owned: BTreeMap<String, OwnedPv>,
     suspects: BTreeSet<String>,
-    foreign: BTreeMap<String, String>,
+    foreign: BTreeMap<String, BTreeSet<String>>,
     classes: BTreeMap<String, StorageClassFacts>,
     ledger: Ledger,
 }
@@ -166,7 +166,10 @@ fn scene() -> impl Strategy<Value = Scene> {
             findings,
             owned: BTreeMap::new(),
             suspects: BTreeSet::new(),
-            foreign: foreign.into_iter().map(|(dir, entry)| (path(dir, entry), format!("foreign-{entry}"))).collect(),
+            foreign: foreign
+                .into_iter()
+                .map(|(dir, entry)| (path(dir, entry), [format!("foreign-{entry}")].into()))
+                .collect(),
             classes: ["a", "b", "c"]
                 .into_iter()
                 .zip(present)
@@ -341,7 +344,7 @@ proptest! {
 
     #[test]
     fn no_action_names_a_pv_or_path_of_others(scene in scene()) {
-        let foreign_pvs: BTreeSet<&String> = scene.foreign.values().collect();
+        let foreign_pvs: BTreeSet<&String> = scene.foreign.values().flatten().collect();
         for action in scene.plan().actions {
             let pv = action.pv().to_owned();
             prop_assert!(!foreign_pvs.contains(&pv));

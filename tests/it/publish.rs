@@ -6,9 +6,11 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::api::ResourceExt;
 use serde_json::json;
 
 use crate::common::{SOON, is_labelled, start, start_with, strip_label, wait_ready, wait_verdict};
@@ -221,7 +223,7 @@ async fn of_a_directory_that_cant_be_read_nothing_is_concluded() {
     node.wait_pv(&disks.join("v"), |_| true, SOON).await;
     wait_verdict(&agent, &class, "v", "Published").await;
     fs::rename(&disks, disks.with_file_name("away")).expect("a directory can be moved");
-    let sentence = wait_verdict(&agent, &class, "v", "Unresponsive").await;
+    let sentence = wait_verdict(&agent, &class, "v", "DirectoryUnreadable").await;
     assert!(sentence.contains("can't be read"), "{sentence}");
     fs::rename(disks.with_file_name("away"), &disks).expect("a directory can be moved");
     wait_verdict(&agent, &class, "v", "Published").await;
@@ -229,6 +231,42 @@ async fn of_a_directory_that_cant_be_read_nothing_is_concluded() {
     fs::remove_dir(disks.join("v")).expect("a directory can be removed");
     wait_verdict(&agent, &class, "v", "Vanished").await;
     assert_eq!(node.pvs().await.len(), 1);
+    node.clean_up().await;
+}
+
+#[tokio::test]
+async fn a_directory_that_is_missing_is_named_with_what_to_do_and_costs_no_pv() {
+    let node = TestNode::new(shared(), "missing").await;
+    let (class, other) = (node.class("fast", "Delete").await, node.class("other", "Delete").await);
+    let (disks, nowhere) = (node.discovery_dir("disks"), node.root().join("nowhere"));
+    disk::tmpfs(&disks.join("v"), 1 << 20);
+    let classes: [(&str, &Path, &str); 2] = [(&class, &disks, ""), (&other, &nowhere, "")];
+    let at_once = [("withdrawAfter", "0s"), ("minResyncPeriod", "1s")];
+    let agent = start_with(&node, &classes, &at_once);
+    let offered = node.wait_pv(&disks.join("v"), |pv| phase(pv) == "Available", SOON).await;
+    // A class without a single PV says so as well.
+    let sentence = wait_verdict(&agent, &other, "", "DirectoryUnreadable").await;
+    assert!(sentence.contains(&format!("{} can't be read: No such file", nowhere.display())), "{sentence}");
+    let event = node.wait_event(node.name(), "DirectoryUnreadable", &nowhere.display().to_string(), SOON).await;
+    assert!(event.contains("additionalVolumes"), "{event}");
+    drop(agent);
+    // As in a pod to which the directory is not mounted.
+    fs::rename(&disks, disks.with_file_name("away")).expect("a directory can be moved");
+    let agent = start_with(&node, &classes, &at_once);
+    wait_verdict(&agent, &class, "v", "DirectoryUnreadable").await;
+    wait_verdict(&agent, &class, "", "DirectoryUnreadable").await;
+    let event = node.wait_event(&offered.name_any(), "DirectoryUnreadable", "can't be read", SOON).await;
+    assert!(event.contains("additionalVolumes"), "{event}");
+    let told = |verdict: &str| format!("mooring_volumes{{class=\"{class}\",verdict=\"{verdict}\"}}");
+    assert_eq!(agent.metric(&told("DirectoryUnreadable")).await, Some(2.0));
+    assert_eq!(agent.metric(&told("Unresponsive")).await, None, "no disk is suspected");
+    agent.wait_log_after(agent.mark(), "Looking at everything again", SOON).await;
+    let now = node.pvs().await;
+    assert_eq!(now.iter().map(ResourceExt::uid).collect::<Vec<_>>(), [offered.uid()]);
+    fs::rename(disks.with_file_name("away"), &disks).expect("a directory can be moved");
+    wait_verdict(&agent, &class, "v", "Published").await;
+    assert_eq!(verdict(&agent, &class, "").await, None);
+    drop(agent);
     node.clean_up().await;
 }
 

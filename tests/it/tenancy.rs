@@ -13,8 +13,8 @@ use crate::common::{SOON, start_with};
 use crate::harness::agent::Agent;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
-use crate::harness::shared;
 use crate::harness::volumes::{path_of, phase};
+use crate::harness::{ControlPlane, shared};
 
 /// What a tenant leaves.
 pub const SECRET: &[u8] = b"TENANT-SECRET";
@@ -154,7 +154,12 @@ pub struct Scene {
 impl Scene {
     /// Not begun: no agent runs.
     pub async fn new(tag: &str, policy: &str) -> Self {
-        let node = TestNode::new(shared(), tag).await;
+        Self::on(shared(), tag, policy).await
+    }
+
+    /// On another control plane than the shared one.
+    pub async fn on(plane: &ControlPlane, tag: &str, policy: &str) -> Self {
+        let node = TestNode::new(plane, tag).await;
         let stores = vec![Store::new(&node, false, policy).await, Store::new(&node, true, policy).await];
         Self { node, stores, fields: "", keys: &[], agent: None }
     }

@@ -1,7 +1,7 @@
 //! What the decision depends on besides the scan: the cluster and the ledger; and what is
 //! assumed where they can't be asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub struct ClusterFacts {
     pub node: NodeFacts,
     pub classes: BTreeMap<String, StorageClassFacts>,
     pub owned: BTreeMap<String, OwnedPv>,
-    pub foreign: BTreeMap<String, String>,
+    pub foreign: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Reads it.

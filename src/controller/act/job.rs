@@ -56,13 +56,16 @@ impl Jobs {
                        agent's own image, or to one with the program of blockCleanerCommand";
             return Err(Ended::NotWiped(WipeError::Refused(why.to_owned())));
         }
-        let namespace = self.site.namespace.as_deref().or(target.job.is_some().then_some(NAMESPACE));
-        Ok(namespace.map(|namespace| Place { namespace: namespace.to_owned(), name: cleanup_job::name(&target.pv) }))
+        Ok(self.namespace(target).map(|namespace| Place { namespace, name: cleanup_job::name(&target.pv) }))
     }
 
-    fn tell(&self, place: &Place) {
+    /// Where Jobs are made; `None` when there can't be one.
+    pub(super) fn namespace(&self, target: &Target) -> Option<String> {
+        self.site.namespace.as_deref().or(target.job.is_some().then_some(NAMESPACE)).map(ToOwned::to_owned)
+    }
+
+    pub(super) fn tell(&self, namespace: &str) {
         if !self.told.swap(true, Ordering::Relaxed) {
-            let namespace = &place.namespace;
             info!(namespace, "No right to read Jobs and their pods: one that is left of another agent is not noticed");
         }
     }
@@ -121,7 +124,7 @@ impl Tools {
             Ok(None) if target.job.is_some() => return self.heed_pods(&place).await.map(|()| false),
             Ok(None) => return Ok(false),
             Err(ApiError::Forbidden(_)) if target.job.is_none() => {
-                self.jobs.tell(&place);
+                self.jobs.tell(&place.namespace);
                 return Ok(false);
             }
             Err(error) => return Err(place.failed("read", error)),
@@ -147,7 +150,7 @@ impl Tools {
                 None => Ok(()),
             },
             Err(ApiError::Forbidden(_)) => {
-                self.jobs.tell(place);
+                self.jobs.tell(&place.namespace);
                 Ok(())
             }
             Err(error) => Err(place.failed("read", error)),

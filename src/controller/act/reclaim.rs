@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::ResourceExt as _;
 use tracing::{debug, info, warn};
 
 use super::{Done, Ended, Tools, on_thread, thread_name};
@@ -20,7 +21,7 @@ use crate::metrics::wipes::{By, Wipe, WipeUnderWay};
 use crate::plan::Target;
 use crate::pv::{self, Claim};
 use crate::reclaim::{self, Fence, Step};
-use crate::state_dir::StateDirError;
+use crate::state_dir::{EntryLock, StateDirError};
 use crate::volume::Capacity;
 
 /// A reclaim that has not come to an end after this many steps is given back to the
@@ -33,8 +34,18 @@ const LOOK: Duration = Duration::from_secs(5);
 const NOTE: Duration = Duration::from_secs(10);
 /// Waits while the API server does not answer in the middle of a reclaim.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// Waits between two looks whether a PV that was deleted is gone, and how long it is looked.
+const GONE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+const GONE_PATIENCE: Duration = Duration::from_secs(30);
 /// Waits while it refuses to remove the PV of a wiped volume.
 const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+
+/// The ledger's entry of a volume that has been wiped and verified; none when the volume is not the recorded
+/// one. As long as it lives, nobody else wipes the volume.
+pub(super) struct WipedEntry {
+    entry: Option<Entry>,
+    _lock: Option<EntryLock>,
+}
 
 impl Tools {
     /// Wipes the volume of a Released PV and removes the PV.
@@ -195,20 +206,23 @@ impl Tools {
                 tools.wipe_here(take, Some(&fence), target, entry, root, control, turn).await
             }
         };
-        self.wipe(target, claim, work).await
+        let (verified, wiped) = self.wipe(target, claim, work).await?;
+        // The fence keeps every claim off it until the PV is gone.
+        self.record_wiped(wiped, State::Clean).await?;
+        Ok(verified)
     }
 
     /// Has a volume wiped and verified by `work`, with the ledger a step ahead: it says so
-    /// before the first byte goes, and that the volume is clean before its PV does.
+    /// before the first byte goes. That the volume is clean by now is left to be recorded.
     pub(super) async fn wipe<L>(
         &self,
         target: &Target,
         claim: Option<Claim>,
         work: impl AsyncFnOnce(&Entry) -> Result<Verified<L>, Ended>,
-    ) -> Result<Verified<L>, Ended> {
+    ) -> Result<(Verified<L>, WipedEntry), Ended> {
         let mut entry = (*target.record).clone();
         // Until the end: a wipe by hand beside this one would be a second hand in the ledger.
-        let _lock = self.scribe.lock(entry.id).await.map_err(|error| match error {
+        let lock = self.scribe.lock(entry.id).await.map_err(|error| match error {
             StateDirError::EntryBusy(_) => Ended::NotWiped(WipeError::Busy(error.to_string())),
             error => Ended::Ledger(error),
         })?;
@@ -251,9 +265,8 @@ impl Tools {
         // An empty volume that was mounted in the place of another does not make that clean.
         if !verified.is_the_recorded_one() {
             info!(pv = target.pv, "An empty volume is in its place; the ledger goes on asking for the former one");
-            return Ok(verified);
+            return Ok((verified, WipedEntry { entry: None, _lock: lock }));
         }
-        entry.state = State::Clean;
         entry.as_of = jiff::Timestamp::now();
         entry.sign(ledger::Receipt {
             at: entry.as_of,
@@ -267,8 +280,38 @@ impl Tools {
             uid: target.uid.as_str().into(),
         });
         self.events.send(Event::wiped(target, receipt, seconds));
-        self.scribe.record(entry).await.map_err(Ended::Ledger)?;
-        Ok(verified)
+        Ok((verified, WipedEntry { entry: Some(entry), _lock: lock }))
+    }
+
+    /// Has the ledger say what a wiped volume is now.
+    pub(super) async fn record_wiped(&self, wiped: WipedEntry, state: State) -> Result<WipedEntry, Ended> {
+        if let Some(entry) = &wiped.entry {
+            let as_of = jiff::Timestamp::now();
+            self.scribe.record(Entry { state, as_of, ..entry.clone() }).await.map_err(Ended::Ledger)?;
+        }
+        Ok(wiped)
+    }
+
+    /// Waits until a PV is gone that was deleted, for finalizers keep it a moment; no longer when another claim
+    /// has got it, or it stays. Returns what has its name then.
+    pub(super) async fn until_gone(
+        &mut self,
+        deleted: Option<PersistentVolume>,
+    ) -> Result<Option<PersistentVolume>, Ended> {
+        let Some(deleted) = deleted else { return Ok(None) };
+        let claim_of = |pv: &PersistentVolume| pv::claim(pv).map(|claim| claim.uid);
+        let (name, deadline) = (deleted.name_any(), Instant::now() + GONE_PATIENCE);
+        for looks in 0.. {
+            self.rest(GONE, looks).await?;
+            let now = self.look(&name).await?;
+            let is_on_its_way = |now: &PersistentVolume| {
+                now.uid() == deleted.uid() && claim_of(now) == claim_of(&deleted) && Instant::now() < deadline
+            };
+            if !now.as_ref().is_some_and(is_on_its_way) {
+                return Ok(now);
+            }
+        }
+        unreachable!("it ends at the deadline")
     }
 
     /// Wipes and verifies the volume that `take` claims, in a thread of this process. A
@@ -371,6 +414,11 @@ impl Tools {
             _ = self.stopped.wait_for(|stopped| *stopped) => Err(Ended::Stopped),
         }
     }
+}
+
+/// Whether the PV with that UID is gone, by what has its name now.
+pub(super) fn is_gone(now: Option<&PersistentVolume>, uid: &str) -> bool {
+    now.is_none_or(|now| now.metadata.uid.as_deref() != Some(uid))
 }
 
 /// Whether an attempt at a reclaim failed. One that was stopped, waits until nobody uses

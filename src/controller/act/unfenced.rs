@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use tracing::{debug, info, warn};
 
+use super::reclaim::{WipedEntry, is_gone};
 use super::{Ended, Tools, on_thread, thread_name};
 use crate::cluster::ApiError;
 use crate::controller::turns::{Place, Turn};
@@ -59,9 +60,13 @@ impl Tools {
         }
         let root = now.as_ref().and_then(|pv| pv::annotation(pv, pv::ROOT)).map(ToOwned::to_owned);
         let claim = now.as_ref().and_then(pv::claim);
-        let verified = self.wipe_on_watch(claimed, &release, target, root, claim, control, turn).await?;
+        let (verified, entry) = self.wipe_on_watch(claimed, &release, target, root, claim, control, turn).await?;
         *wiped = true;
-        self.remove_wiped(verified, &release, target).await
+        // As long as the PV is there, anybody may get it. Who finds it gone without having seen that looks
+        // whether the volume is still empty.
+        let (pv, uid) = (target.pv.as_str().into(), Some(target.uid.as_str().into()));
+        let entry = self.record_wiped(entry, State::Offered { pv, uid, since: None }).await?;
+        self.remove_wiped(verified, entry, &release, target).await
     }
 
     /// Proof that the PV is to be wiped for the claim that was decided on.
@@ -87,7 +92,7 @@ impl Tools {
         claim: Option<Claim>,
         control: &Arc<Control>,
         turn: Turn,
-    ) -> Result<Verified<Release>, Ended> {
+    ) -> Result<(Verified<Release>, WipedEntry), Ended> {
         let before = before_the_wipe(target, claim.clone());
         let work = async move |entry: &Entry| {
             self.wipe_here(move || Ok(claimed), None, target, entry, root, control, turn).await
@@ -160,11 +165,12 @@ impl Tools {
         }
     }
 
-    /// Removes the PV of a wiped volume, if it still is Released from the same claim.
-    /// Whoever has taken it has got a clean volume.
+    /// Removes the PV of a wiped volume, if it still is Released from the same claim; the volume counts as
+    /// clean once that is gone. Whoever has taken it has got a clean volume.
     async fn remove_wiped(
         &mut self,
         mut verified: Verified<Release>,
+        entry: WipedEntry,
         release: &Release,
         target: &Target,
     ) -> Result<Option<PersistentVolume>, Ended> {
@@ -173,12 +179,20 @@ impl Tools {
             let now = self.look(&target.pv).await?;
             let again = self.release(target, now.as_ref()).filter(|now| now.is_same(release));
             let Some(again) = again else {
-                info!(pv = target.pv, "PV was taken back when its volume was wiped; it stays");
+                if !is_gone(now.as_ref(), &target.uid) {
+                    info!(pv = target.pv, "PV was taken back when its volume was wiped; it stays");
+                }
                 return Ok(now);
             };
             let warrant = Warrant::WipedUnfenced(verified, again);
             match self.cluster.remove(&warrant).await {
-                Ok(last) => return Ok(last),
+                Ok(last) => {
+                    let now = self.until_gone(last).await?;
+                    if is_gone(now.as_ref(), &target.uid) {
+                        self.record_wiped(entry, State::Clean).await?;
+                    }
+                    return Ok(now);
+                }
                 Err(ApiError::NotFound) => return Ok(None),
                 Err(ApiError::Conflict(_) | ApiError::Unknown(_)) => {}
                 Err(error) => return Err(Ended::Api(error)),
