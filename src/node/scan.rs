@@ -29,6 +29,9 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::fr
 /// the least patience only.
 const PATIENCE_PER_SCAN: Duration = Duration::from_secs(2);
 const LEAST_PATIENCE: Duration = Duration::from_millis(20);
+/// Who looks only once has nothing to go on with, and had better wait: a machine that is
+/// busy is no disk that hangs.
+const PATIENCE_ONCE: Duration = Duration::from_secs(10);
 /// Rest after a scan, as a multiple of the time that it took, and its bounds: reading
 /// the mount table holds up mount(2), so a scan must not follow on a scan; many mounts
 /// in a row are then a few scans. A short scan needs a short rest only.
@@ -105,7 +108,7 @@ impl Scan {
     }
 
     fn snapshot(&mut self) -> Snapshot {
-        self.patience_left = PATIENCE_PER_SCAN;
+        self.patience_left = if self.is_only_once() { PATIENCE_ONCE } else { PATIENCE_PER_SCAN };
         self.directories = self.waker.directories();
         if let Some(watches) = &mut self.watches {
             watches.retain(&self.directories);
@@ -133,6 +136,10 @@ impl Scan {
                 Err(place) => self.give_up(&worker, place),
             }
         }
+    }
+
+    fn is_only_once(&self) -> bool {
+        self.watches.is_none()
     }
 
     fn rearm(&mut self, snapshot: &Snapshot) {
@@ -203,7 +210,8 @@ impl Scan {
         if let Ok(report) = worker.reports.try_recv() {
             return Ok(report);
         }
-        let patience = self.patience.get(place).copied().unwrap_or(PATIENCE.0);
+        let first = if self.is_only_once() { PATIENCE_ONCE } else { PATIENCE.0 };
+        let patience = self.patience.get(place).copied().unwrap_or(first);
         let start = Instant::now();
         let report = worker.reports.recv_timeout(patience.min(self.patience_left).max(LEAST_PATIENCE));
         self.patience_left = self.patience_left.saturating_sub(start.elapsed());

@@ -54,8 +54,7 @@ async fn s05_every_pod_of_a_stateful_set_gets_its_own_data_back() {
     on_host(&scene, starts).await;
     for node in 0..2 {
         for number in 0..DISKS_OF_A_NODE {
-            let (verdict, detail) = scene.verdict(node, "s05", &format!("disk-{number}")).await.expect("it is known");
-            assert_eq!(verdict, "Published", "{detail}");
+            scene.wait_verdict(node, "s05", &format!("disk-{number}"), "Published").await;
         }
     }
 

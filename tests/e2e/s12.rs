@@ -142,7 +142,8 @@ async fn s12_a_used_pv_deleted_while_no_agent_runs_comes_back() {
     scene.run(&PodSpec::new("living").claim("living", "/data")).await;
     // As far as the agent knows, a claim has them.
     scene.until("the ledger knows of both claims", SOON, async || {
-        let ledger = node.exec_on_host(&["sh", "-c", "grep -r . /var/lib/mooring"]);
+        // A file may be replaced just now.
+        let ledger = node.exec_on_host(&["sh", "-c", "grep -rs . /var/lib/mooring || :"]);
         used.iter().all(|(claim, _)| ledger.contains(&claim.uid().expect("it has one"))).then_some(())
     })
     .await;
@@ -214,5 +215,13 @@ async fn say(scene: &Scene, pv: &PersistentVolume, word: &str) {
 async fn wipe(scene: &Scene, node: usize, pv: &PersistentVolume) -> String {
     let (agent, path) = (scene.agent_pod(node).await.name_any(), path(pv).display().to_string());
     let command = ["--namespace", NAMESPACE, "exec", &agent, "--", "/mooring", "wipe", "--yes", &path];
-    scene.site().kubectl().must(&command, "")
+    // The agent looks by and by whether it is empty.
+    let is_at_it = |said: &str| said.contains("in use") || said.contains("another process");
+    let wiped = async || {
+        let output = scene.site().kubectl().run(&command, "");
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(output.status.success() || is_at_it(&said), "{said}");
+        output.status.success().then_some(said)
+    };
+    scene.until(&format!("{path} is wiped by hand"), SOON, wiped).await
 }

@@ -37,8 +37,7 @@ async fn s13_pvs_of_others_are_not_touched() {
     let path = scene.node(0).mount_tmpfs("s13", ENTRY, SIZE);
     scene.node(1).mount_tmpfs("s13", ENTRY, SIZE);
     let neighbour = scene.wait_available("s13", 1, ENTRY).await;
-    let detail = wait_verdict(&scene, ENTRY, "PathInUse").await;
-    assert!(detail.contains(HAND_MADE), "{detail}");
+    scene.wait_saying(0, "s13", ENTRY, "PathInUse", HAND_MADE).await;
     assert!(managers(&neighbour).contains(&AGENT.to_owned()), "an agent's write shows: {:?}", managers(&neighbour));
     assert_eq!(objects(&scene, &others).await, before, "after a start of the agents, and a mount");
 
@@ -62,7 +61,7 @@ async fn s13_pvs_of_others_are_not_touched() {
         scene.node(node).mount_tmpfs("s13", "further", SIZE);
         scene.wait_available("s13", node, "further").await;
     }
-    wait_verdict(&scene, ENTRY, "PathInUse").await;
+    scene.wait_verdict(0, "s13", ENTRY, "PathInUse").await;
     assert_eq!(objects(&scene, &others).await, before, "after they were released, and another start of the agents");
     let file = path.join("file");
     assert_eq!(scene.node(0).on_host(|| fs::read_to_string(&file)).expect("nothing is wiped").trim(), "by hand");
@@ -154,10 +153,4 @@ async fn released(scene: &Scene, name: &str) {
 fn managers(pv: &PersistentVolume) -> Vec<String> {
     let fields = pv.metadata.managed_fields.iter().flatten();
     fields.filter_map(|field| field.manager.clone()).collect()
-}
-
-/// Waits for a verdict of the agent of the first node; returns its sentence.
-async fn wait_verdict(scene: &Scene, entry: &str, wanted: &str) -> String {
-    let ask = async || scene.verdict(0, "s13", entry).await.filter(|(verdict, _)| verdict == wanted);
-    scene.until(&format!("the verdict of {entry} is {wanted}"), SOON, ask).await.1
 }

@@ -74,10 +74,9 @@ async fn s14_a_directory_is_bind_mounted_for_each_pod_and_not_wiped_before_it_is
     assert_eq!(scene.sh("s14-second", "stat -c %g /data/before").trim(), "1234", "its fsGroup is not");
     scene.wait_event("s14-second", "AlreadyMountedVolume", "fsGroup").await;
     scene.delete_pod("s14-second").await;
-    node.on_host(|| {
-        assert!(!other_bind.exists(), "its mount is gone with its mount point");
-        assert_mounted(&bind, "the first pod's stays");
-    });
+    let is_removed = async || (!node.on_host(|| other_bind.exists())).then_some(());
+    scene.until("its mount is gone with its mount point", SOON, is_removed).await;
+    node.on_host(|| assert_mounted(&bind, "the first pod's stays"));
 
     // A pod that nobody has scheduled gets no volume of another node.
     let mut elsewhere = PodSpec::new("s14-elsewhere").claim("s14-dir", "/data");
@@ -139,7 +138,9 @@ async fn s14_a_device_is_mounted_once_for_all_pods_and_unmounted_after_the_last(
 
     delete_claim_before_pod(&scene, "s14-device", "s14-first", &pv).await;
     scene.wait_anew("s14-device", NODE, "disk", &pv).await;
-    assert!(!node.on_host(|| mounted.exists()), "it was unmounted");
+    // The kubelet unmounts it before, and removes the directory by and by.
+    let is_removed = async || (!node.on_host(|| mounted.exists())).then_some(());
+    scene.until("the mount point is gone", SOON, is_removed).await;
     assert!(!node.on_host(|| disk.backing_contains(SECRET.as_bytes())), "it is wiped");
 }
 
@@ -194,10 +195,9 @@ async fn s14_a_raw_device_is_kept_by_a_loop_device_as_long_as_its_pod_lives() {
 
     delete_claim_before_pod(&scene, "s14-raw", "s14-raw", &pv).await;
     scene.wait_anew("s14-raw", NODE, "disk", &pv).await;
-    node.on_host(|| {
-        assert!(!bind.exists() && fs::read_link(&link).is_err(), "the kubelet has taken away what it made");
-        assert_eq!(loop_over(&bind), None);
-    });
+    let is_tidy =
+        async || node.on_host(|| !bind.exists() && fs::read_link(&link).is_err() && loop_over(&bind).is_none()).then_some(());
+    scene.until("the kubelet has taken away what it made", SOON, is_tidy).await;
     assert!(!node.on_host(|| disk.backing_contains(SECRET.as_bytes())), "it is wiped");
 }
 
@@ -226,10 +226,10 @@ async fn s14_where_nothing_is_mounted_a_pod_gets_the_empty_directory_and_the_age
     // What is mounted on a shared mount is mounted on its copies as well, and unmounted with them.
     let left = node.on_host(|| mounts_below(&path));
     assert!(left.is_empty(), "the kubelet has taken the late mount away with the pod's: {left:?}");
-    wait_verdict(&scene, "s14-late", "disk", "NotAMountPoint").await;
+    scene.wait_verdict(NODE, "s14-late", "disk", "NotAMountPoint").await;
 
     node.on_host(|| disk.mount_ext4(&path));
-    wait_verdict(&scene, "s14-late", "disk", "Published").await;
+    scene.wait_verdict(NODE, "s14-late", "disk", "Published").await;
     scene.run(&PodSpec::new("after").claim("s14-late", "/data")).await;
     assert_eq!(scene.sh("after", "cat /data/file").trim(), "on the disk");
     let (_, now) = scene.wait_bound("s14-late").await;
@@ -319,15 +319,8 @@ async fn delete_claim_before_pod(scene: &Scene, claim: &str, pod: &str, pv: &Per
     scene.until(&format!("the claim {claim} is gone"), SOON, gone).await;
 }
 
-/// Waits for a verdict; returns its sentence.
-async fn wait_verdict(scene: &Scene, class: &str, entry: &str, wanted: &str) -> String {
-    let ask = async || scene.verdict(NODE, class, entry).await.filter(|(verdict, _)| verdict == wanted);
-    scene.until(&format!("the verdict of {class}/{entry} is {wanted}"), SOON, ask).await.1
-}
-
 async fn assert_busy(scene: &Scene, class: &str, entry: &str, user: &str) {
-    let detail = wait_verdict(scene, class, entry, "Busy").await;
-    assert!(detail.contains(user), "{user} is not named in {detail:?}");
+    scene.wait_saying(NODE, class, entry, "Busy", user).await;
 }
 
 async fn assert_bound(scene: &Scene, claim: &str, pv: &PersistentVolume) {

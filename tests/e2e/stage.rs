@@ -1,5 +1,5 @@
 //! The cluster that all scenarios share, and who has it: most at the same time, each with classes,
-//! a namespace and directories of its own; those that disturb the others, alone.
+//! a namespace and directories of its own; those that disturb the others, alone, and last.
 
 #![allow(dead_code)] // No scenario uses all of it.
 
@@ -7,12 +7,13 @@ use std::fs;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, ResourceExt};
 use serde_json::Value;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
 use crate::ballast;
@@ -28,7 +29,14 @@ use crate::harness::site::{SOON, Site, container_id};
 const NODES: usize = 2;
 const AGENT_PORT: u16 = 8080;
 
+/// So many at the same time: most wait most of the time.
+const AT_ONCE: usize = 8;
+
 static TURN: RwLock<()> = RwLock::const_new(());
+static SEATS: Semaphore = Semaphore::const_new(AT_ONCE);
+/// Those that run beside others, or are about to. Whoever wants the cluster alone lets them go first,
+/// or it would break them up into small groups.
+static SHARING: AtomicUsize = AtomicUsize::new(0);
 static SITE: LazyLock<Site> = LazyLock::new(|| {
     let classes = crate::CLASSES.iter().copied().flatten();
     let class = |(name, further): &(&str, &str)| {
@@ -47,8 +55,24 @@ pub struct Scene {
 }
 
 enum Turn {
-    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Shared { _guard: RwLockReadGuard<'static, ()>, _seat: SemaphorePermit<'static>, _sharing: Sharing },
     Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
+
+/// One of [`SHARING`].
+struct Sharing;
+
+impl Sharing {
+    fn begin() -> Self {
+        SHARING.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for Sharing {
+    fn drop(&mut self) {
+        SHARING.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// As a [`Scene`] that no other test runs beside: only this one may stop and restart what others need.
@@ -56,14 +80,25 @@ pub struct Alone(Scene);
 
 /// Begins a test that runs beside others. The name is a valid namespace, such as `s04`.
 pub async fn shared(name: &str) -> Scene {
-    let turn = Turn::Shared { _guard: TURN.read().await };
+    let _sharing = Sharing::begin();
+    let _seat = SEATS.acquire().await.expect("it is never closed");
+    let turn = Turn::Shared { _guard: TURN.read().await, _seat, _sharing };
     Scene::new(name, turn).await
 }
 
 /// Begins a test that nothing runs beside.
 pub async fn alone(name: &str) -> Alone {
-    let turn = Turn::Alone { _guard: TURN.write().await };
-    Alone(Scene::new(name, turn).await)
+    let guard = loop {
+        while SHARING.load(Ordering::SeqCst) > 0 {
+            sleep(Duration::from_millis(100)).await;
+        }
+        let guard = TURN.write().await;
+        // Some may have come meanwhile.
+        if SHARING.load(Ordering::SeqCst) == 0 {
+            break guard;
+        }
+    };
+    Alone(Scene::new(name, Turn::Alone { _guard: guard }).await)
 }
 
 impl Scene {
@@ -92,9 +127,12 @@ impl Scene {
 
     /// GETs one of the agent's pages on a node: `/metrics`, `/volumes`, `/ready`.
     pub async fn agent_page(&self, node: usize, path: &str) -> (u16, String) {
-        let pod = self.agent_pod(node).await;
-        let ip = pod.status.and_then(|status| status.pod_ip).expect("a pod that runs has an address");
-        http::get(&format!("{ip}:{AGENT_PORT}"), path).expect("the agent answers")
+        // One that has just been started does not listen yet.
+        self.until("the agent answers", SOON, async || {
+            let ip = self.agent_pod(node).await.status?.pod_ip?;
+            http::get(&format!("{ip}:{AGENT_PORT}"), path).ok()
+        })
+        .await
     }
 
     /// The value of one of the agent's series on a node, named with its labels as the page writes them.
@@ -113,8 +151,30 @@ impl Scene {
 
     /// Waits for a verdict of an entry; returns its sentence.
     pub async fn wait_verdict(&self, node: usize, class: &str, entry: &str, wanted: &str) -> String {
-        let ask = async || self.verdict(node, class, entry).await.filter(|(verdict, _)| verdict == wanted);
-        self.until(&format!("{class}/{entry} is {wanted}"), SOON, ask).await.1
+        self.wait_saying(node, class, entry, wanted, "").await
+    }
+
+    /// Waits for a verdict of an entry, and these words in its sentence: there may be another reason
+    /// for the same verdict before. Returns the sentence.
+    pub async fn wait_saying(&self, node: usize, class: &str, entry: &str, wanted: &str, words: &str) -> String {
+        let is_it = |told: &(String, String)| told.0 == wanted && told.1.contains(words);
+        let mut last = None;
+        let deadline = Instant::now() + SOON;
+        loop {
+            let now = self.verdict(node, class, entry).await;
+            if let Some(told) = now.as_ref().filter(|told| is_it(told)) {
+                return told.1.clone();
+            }
+            last = now.or(last);
+            assert!(Instant::now() < deadline, "{class}/{entry} is {last:?}, not {wanted} with {words:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the agent of a node shows such a value of a series.
+    pub async fn wait_metric(&self, node: usize, series: &str, wanted: impl Fn(f64) -> bool) {
+        let ask = async || self.agent_metric(node, series).await.filter(|value| wanted(*value));
+        self.until(&format!("{series} of node {node} is as wanted"), SOON, ask).await;
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::harness::pods::PodSpec;
 use crate::harness::rbac::NAMESPACE;
+use crate::harness::site::SOON;
 use crate::stage;
 
 pub const CLASSES: &[(&str, &str)] = &[("stage", "{}"), ("stage-raw", r#"{"volumeMode": "Block"}"#)];
@@ -18,11 +19,11 @@ async fn a_pod_reads_and_writes_a_raw_device_of_its_node() {
     let scene = stage::shared("stage-raw").await;
     let node = scene.node(1);
     let (_, disk) = node.link_disk("stage-raw", "disk", SIZE);
-    scene.wait_available("stage-raw", 1, "disk").await;
-    let (verdict, _) = scene.verdict(1, "stage-raw", "disk").await.expect("the agent has a verdict");
-    assert_eq!(verdict, "Published");
+    let pv = scene.wait_available("stage-raw", 1, "disk").await;
+    scene.wait_verdict(1, "stage-raw", "disk", "Published").await;
     assert!(scene.verdict(0, "stage-raw", "disk").await.is_none(), "the other node has no such entry");
-    assert!(scene.agent_logs(1).await.contains("stage-raw"), "its log names the class");
+    let logged = async || scene.agent_logs(1).await.contains("stage-raw").then_some(());
+    scene.until("its log names the class", SOON, logged).await;
     assert_eq!(scene.agent_page(1, "/ready").await.0, 200);
     let agent = scene.agent_pod(1).await.name_any();
     let plan = scene.kubectl(&["exec", "--namespace", NAMESPACE, &agent, "--", "mooring", "plan"]);
@@ -35,7 +36,7 @@ async fn a_pod_reads_and_writes_a_raw_device_of_its_node() {
     assert!(on_host.starts_with(b"through the pod"), "the host sees what the pod wrote");
     scene.delete_pod("pod").await;
     scene.delete_claim("raw").await;
-    scene.wait_available("stage-raw", 1, "disk").await;
+    scene.wait_anew("stage-raw", 1, "disk", &pv).await;
     assert!(!node.on_host(|| disk.backing_contains(b"through the pod")), "it is wiped");
 }
 

@@ -175,7 +175,7 @@ impl LoopDisk {
     /// Makes a filesystem on it: ext4, xfs or btrfs.
     pub fn format(&self, kind: &str) {
         let force = if kind == "ext4" { "-F" } else { "-f" };
-        run(Command::new(format!("mkfs.{kind}")).args(["-q", force]).arg(&self.device));
+        run_when_free(Command::new(format!("mkfs.{kind}")).args(["-q", force]).arg(&self.device));
     }
 
     /// Mounts the filesystem that is on it.
@@ -186,8 +186,12 @@ impl LoopDisk {
     /// Mounts the filesystem of that kind that is on it.
     pub fn mount(&self, kind: &str, path: &Path) {
         fs::create_dir_all(path).expect("a mount point can be made");
-        mount(Some(&self.device), path, Some(Path::new(kind)), MsFlags::empty(), None::<&Path>)
-            .unwrap_or_else(|error| panic!("cannot mount {} at {}: {error}", self.device.display(), path.display()));
+        let deadline = Instant::now() + BUSY_TIMEOUT;
+        while let Err(error) = mount(Some(&self.device), path, Some(Path::new(kind)), MsFlags::empty(), None::<&Path>) {
+            let again = error == Errno::EBUSY && Instant::now() < deadline;
+            assert!(again, "cannot mount {} at {}: {error}", self.device.display(), path.display());
+            sleep(Duration::from_millis(5));
+        }
     }
 
     /// Makes a link to the device, as an administrator does in a discovery directory.
@@ -257,6 +261,22 @@ fn sparse_file(dir: &Path, bytes: u64) -> PathBuf {
     let file = File::create_new(&path).expect("a backing file can be made");
     file.set_len(bytes).expect("a backing file can be made as large as asked");
     path
+}
+
+/// As [`run`], of a program that wants a disk for itself: who looks for a free loop device may
+/// have it for a moment.
+pub fn run_when_free(command: &mut Command) -> String {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() {
+            return String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        }
+        let is_busy = ["busy", "in use"].iter().any(|words| errors.contains(words));
+        assert!(is_busy && Instant::now() < deadline, "{command:?}: {errors}");
+        sleep(Duration::from_millis(5));
+    }
 }
 
 /// Runs a program that must succeed, and returns what it says.

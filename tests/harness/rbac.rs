@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 pub const NAMESPACE: &str = "mooring-system";
 /// The agent's `ServiceAccount` in it.
 pub const SERVICE_ACCOUNT: &str = "mooring";
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Applies the agent's rights and the admission policies of `deploy/manifests`, and returns
 /// once they are in force.
@@ -45,7 +46,7 @@ async fn wait_answer<T: std::fmt::Debug, F: Future<Output = T>>(
     ask: impl Fn() -> F,
     wanted: impl Fn(&T) -> bool,
 ) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let answer = ask().await;
         if wanted(&answer) {
@@ -185,9 +186,10 @@ async fn give(client: &kube::Client, name: &str, rules: Vec<PolicyRule>) {
     roles.patch(name, &PatchParams::default(), &rules).await.expect("a ClusterRole can be changed");
 }
 
-/// The authorizer learns of roles by a watch of its own.
-async fn wait_right(client: &kube::Client, account: &str, verb: &str, resource: &str, expected: bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+/// Waits until an account has a right, or has it no more: the authorizer learns of roles by a
+/// watch of its own.
+pub async fn wait_right(client: &kube::Client, account: &str, verb: &str, resource: &str, expected: bool) {
+    let deadline = Instant::now() + TIMEOUT;
     while may(client, account, verb, resource).await != expected {
         assert!(Instant::now() < deadline, "whether {NAMESPACE}/{account} may {verb} {resource} is not {expected}");
         sleep(Duration::from_millis(10)).await;

@@ -17,7 +17,7 @@ use super::{cgroup, eventually, http};
 /// Below it are the discovery directories, one a class.
 pub const DISKS: &str = "/mnt/disks";
 
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// A node.
 pub struct RealNode {

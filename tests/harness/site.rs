@@ -22,7 +22,7 @@ use super::real_node::{RealNode, give_address};
 use super::scratch::Scratch;
 
 /// Within it everything that a cluster does by itself is done.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(50);
 
 /// A cluster.

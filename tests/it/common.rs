@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use crate::harness::agent::{Agent, AgentOptions};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::node::TestNode;
+use crate::harness::volumes::path_of;
 
 /// Long enough for a busy machine; no test passes or fails by being quick.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_mins(1);
 
 /// Starts an agent with classes of (name, directory, further fields).
 pub fn start(node: &TestNode, classes: &[(&str, &Path, &str)]) -> Agent {
@@ -37,15 +38,22 @@ pub async fn verdict(agent: &Agent, class: &str, entry: &str) -> Option<(String,
 
 /// Waits until an entry has the verdict; returns its sentence.
 pub async fn wait_verdict(agent: &Agent, class: &str, entry: &str, expected: &str) -> String {
+    wait_saying(agent, class, entry, expected, "").await
+}
+
+/// Waits until an entry has the verdict and its sentence these words: there may be another
+/// reason for the same verdict before. Returns the sentence.
+pub async fn wait_saying(agent: &Agent, class: &str, entry: &str, expected: &str, words: &str) -> String {
     let deadline = std::time::Instant::now() + SOON;
     loop {
         let now = verdict(agent, class, entry).await;
         if let Some((verdict, detail)) = &now
             && verdict == expected
+            && detail.contains(words)
         {
             return detail.clone();
         }
-        assert!(std::time::Instant::now() < deadline, "{class}/{entry} is {now:?}, not {expected}");
+        assert!(std::time::Instant::now() < deadline, "{class}/{entry} is {now:?}, not {expected} with {words:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -72,6 +80,15 @@ pub fn is_labelled(pv: &PersistentVolume) -> bool {
     pv.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("mooring.dev/node"))
 }
 
+/// Waits until an agent has counted that many calls of that verb.
+pub async fn wait_calls(agent: &Agent, verb: &str, count: f64) {
+    let deadline = std::time::Instant::now() + SOON;
+    while calls(agent, verb).await < count - 0.5 {
+        assert!(std::time::Instant::now() < deadline, "the agent has not made {count} calls to {verb}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// How many calls to the API server of that verb an agent has counted, whatever their end.
 pub async fn calls(agent: &Agent, verb: &str) -> f64 {
     let mut sum = 0.0;
@@ -80,4 +97,27 @@ pub async fn calls(agent: &Agent, verb: &str) -> f64 {
         sum += agent.metric(&series).await.unwrap_or_default();
     }
     sum
+}
+
+/// Watches the volumes of a path from before the steps on, so that nothing is missed which comes of
+/// them and soon is gone. Returns the first that fulfils the predicate, when the steps are over, too.
+pub async fn watch_during(
+    node: &TestNode,
+    path: &Path,
+    predicate: impl Fn(&PersistentVolume) -> bool,
+    steps: impl Future<Output = ()>,
+) -> PersistentVolume {
+    let is_watched = std::cell::Cell::new(false);
+    let what = format!("a volume at {}", path.display());
+    let found = node.watch_pvs(&what, SOON * 2, |pvs| {
+        is_watched.set(true);
+        pvs.values().find(|pv| Path::new(path_of(pv)) == path && predicate(pv)).cloned()
+    });
+    let steps = async {
+        while !is_watched.get() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        steps.await;
+    };
+    tokio::join!(found, steps).0
 }

@@ -5,13 +5,16 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, DeleteParams};
 
-use crate::common::{SOON, is_labelled, start, strip_label, wait_ready};
+use crate::common::{SOON, is_labelled, start, strip_label, wait_ready, wait_verdict};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::disk;
 use crate::harness::node::TestNode;
 use crate::harness::proxy::{Faults, Proxy};
 use crate::harness::volumes::phase;
-use crate::harness::{Agent, AgentOptions, ControlPlane, LoopDisk, Options, shared};
+use crate::harness::{Agent, AgentOptions, ControlPlane, LoopDisk, Options, eventually, shared};
+
+/// Long enough for each of its waits to be the longest.
+const OUTAGE: Duration = Duration::from_secs(20);
 
 fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::Path, fields: &str) -> Agent {
     let map = storage_class_map(&[(class, disks, fields)]);
@@ -28,7 +31,7 @@ fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_killed_for_a_minute_in_a_burst_is_survived() {
+async fn an_api_server_that_is_killed_for_a_while_in_a_burst_is_survived() {
     let plane = ControlPlane::start(Options { audit: true });
     let node = TestNode::new(&plane, "outage").await;
     let class = node.class("many", "Delete").await;
@@ -42,18 +45,18 @@ async fn an_api_server_that_is_killed_for_a_minute_in_a_burst_is_survived() {
     let before = agent.mark();
     disk::tmpfs(&disks.join("during"), 1 << 20);
     agent.wait_log("The API server does not answer", SOON).await;
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(OUTAGE).await;
     assert_eq!(agent.get("/healthz").await.0, 200, "an outage is no reason to restart the agent");
     // It waits longer and longer, and does not fill the log meanwhile.
     // What was made before the kill, and is told of after it, is no complaint.
     let lines = agent.logs_after(before);
     let (decisions, told): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line.contains(r#""level":"DEBUG""#));
     let told = told.iter().filter(|line| !line.contains("Volume is published")).count();
-    assert!(told < 50, "{told} lines in a minute of outage");
+    assert!(told < 20, "{told} lines in {OUTAGE:?} of outage");
     // With -v=4, one or two of each volume at most.
-    assert!(decisions.len() < 2 * first.len(), "{} decisions in a minute of outage", decisions.len());
+    assert!(decisions.len() < 2 * first.len(), "{} decisions in {OUTAGE:?} of outage", decisions.len());
     plane.start_component("kube-apiserver");
-    node.watch_pvs("all volumes", SOON, |pvs| (pvs.len() > first.len()).then_some(())).await;
+    node.watch_pvs("all volumes", SOON * 2, |pvs| (pvs.len() > first.len()).then_some(())).await;
     assert_eq!(node.pvs().await.len(), first.len() + 1, "each volume once");
     agent.wait_log_after(before, "The API server answers again", SOON).await;
     // Watches work again, too: a change is seen that only a watch can show.
@@ -74,6 +77,8 @@ async fn watches_that_break_or_expire_are_taken_up_again() {
     let agent = start_behind(&proxy, &node, &class, &disks, "");
     disk::tmpfs(&disks.join("v"), 1 << 20);
     let mut pv = node.wait_pv(&disks.join("v"), |pv| phase(pv) == "Available", SOON).await;
+    // Of the Node, of StorageClasses, and of PVs.
+    eventually("all watches are begun", SOON, || proxy.watches() >= 3);
     for faults in [Faults::default(), Faults { expired_watches: 3, ..Faults::default() }] {
         let before = proxy.watches();
         proxy.set(faults);
@@ -86,7 +91,9 @@ async fn watches_that_break_or_expire_are_taken_up_again() {
         pv = node.wait_pv(&disks.join("v"), |pv| pv.metadata.uid != uid && phase(pv) == "Available", SOON).await;
         let asked = proxy.watches() - before;
         assert!((1..40).contains(&asked), "{asked} watches asked for: neither none nor a stampede");
-        assert_eq!(proxy.faults().expired_watches, 0);
+        // Others than that of PVs may be taken up later.
+        eventually("all of these were answered", SOON, || proxy.faults().expired_watches == 0);
+        wait_verdict(&agent, &class, "v", "Published").await;
     }
     drop(agent);
     node.clean_up().await;
@@ -125,13 +132,17 @@ async fn a_wiped_volume_whose_pv_must_not_be_removed_is_not_wiped_again() {
     let disk = LoopDisk::new(node.dir(), 4 << 20);
     let link = disk.link(&links, "disk");
     let proxy = Proxy::start(&node);
-    let fields = "volumeMode: Block\nwipe: {method: zero, bandwidth: 1Mi}";
-    let agent = start_behind(&proxy, &node, &class, &links, fields);
+    // It ends when it is told to.
+    let go = node.dir().join("go");
+    let script = format!("while ! test -e {}; do sleep 0.02; done", go.display());
+    let fields = format!("volumeMode: Block\nblockCleanerCommand: [sh, -c, '{script}']");
+    let agent = start_behind(&proxy, &node, &class, &links, &fields);
     let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
     let claim = node.bind(pv.metadata.name.as_deref().expect("it has a name")).await;
     node.release(&claim).await;
     agent.wait_log("Wipe begins", SOON).await;
     proxy.set(Faults { refused_patches: 3, ..Faults::default() });
+    std::fs::write(&go, "").expect("a file can be written");
     agent.wait_log("can't be removed", SOON).await;
     let uid = pv.metadata.uid.clone();
     node.wait_pv(&link, |pv| pv.metadata.uid != uid && phase(pv) == "Available", SOON).await;

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{Api, DeleteParams, PostParams, ResourceExt};
 
-use crate::common::{SOON, calls, is_labelled, start, start_with, wait_ready, wait_verdict};
+use crate::common::{SOON, calls, is_labelled, start, start_with, wait_calls, wait_ready, wait_saying, wait_verdict};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
@@ -94,8 +94,7 @@ async fn a_node_that_is_made_again_with_other_disks_neither_wipes_nor_offers_the
     scene.begin();
     let mut versions = Vec::new();
     for ((store, (pv, claim)), version) in scene.stores.iter().zip(&used).zip(&bound) {
-        let detail = wait_verdict(scene.agent(), &store.class, "vol", "IdentityChanged").await;
-        assert!(detail.contains("former Node"), "{detail}");
+        wait_saying(scene.agent(), &store.class, "vol", "IdentityChanged", "former Node").await;
         for about in [pv.name_any(), claim.name_any()] {
             scene.node.wait_event(&about, "IdentityChanged", "put the former disk back", SOON).await;
         }
@@ -142,8 +141,8 @@ async fn a_pv_of_a_former_node_that_names_no_volume_is_left_to_an_admin() {
     }
     let bound = node.wait_pv(&paths[0], |pv| phase(pv) == "Bound", SOON).await;
     let agent = start_with(&node, &[(&class, &disks, "")], &[("minResyncPeriod", "300ms")]);
-    let detail = wait_verdict(&agent, &class, "accepted", "IdentityChanged").await;
-    assert!(detail.contains("nothing says which volume it was"), "{detail}");
+    let words = "nothing says which volume it was";
+    let detail = wait_saying(&agent, &class, "accepted", "IdentityChanged", words).await;
     agent_has_seen(&node, &disks, "after").await;
     let now = node.wait_pv(&paths[0], |_| true, SOON).await;
     assert_eq!(now.metadata.resource_version, bound.metadata.resource_version, "it was not touched");
@@ -243,7 +242,8 @@ async fn an_unlabelled_pv_behind_hundreds_of_others_is_found_and_from_then_on_wa
     let agent = start(&node, &[(&class, &disks, "")]);
     let adopted = node.wait_pv(&path, |pv| is_labelled(pv) && phase(pv) == "Available", SOON).await;
     assert!(adopted.uid() == pv.uid() && adopted.annotations().contains_key(IDENTITY));
-    wait_ready(&agent).await;
+    wait_verdict(&agent, &class, "v", "Published").await;
+    wait_calls(&agent, "patch", 1.0).await;
     assert_eq!((calls(&agent, "patch").await, calls(&agent, "create").await), (1.0, 0.0));
     let claim = node.bind(&pv.name_any()).await;
     node.release(&claim).await;

@@ -99,7 +99,7 @@ async fn the_commands_that_prepare_disks_make_volumes() {
     for name in &fast_names {
         wait_verdict(&agent, &fast, name, "Published").await;
     }
-    // Memory that is mounted again is a new volume, unless it happens to get its former number.
+    // What was in memory is another filesystem now, and perhaps another PV's.
     for (path, uid) in made.iter().filter(|(path, _)| !path.ends_with("memory")) {
         assert_eq!(node.wait_pv(path, |_| true, SOON).await.metadata.uid, *uid, "{}", path.display());
     }

@@ -16,7 +16,7 @@ use mooring::node::ioctl;
 use rustix::fs::{IFlags, XattrFlags};
 use rustix::thread::CapabilitySet;
 
-use crate::common::{SOON, wait_verdict};
+use crate::common::{SOON, wait_saying};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::confine::FILESYSTEM;
 use crate::harness::disk::{self, LoopDisk};
@@ -159,8 +159,7 @@ async fn a_device_is_not_offered_where_it_can_t_be_opened_and_the_verdict_says_s
     let disk = LoopDisk::new(node.dir(), 16 << 20);
     disk.link(&disks, "disk");
     let agent = confined(&node, &class, &disks, FILESYSTEM);
-    let detail = wait_verdict(&agent, &class, "disk", "Unsupported").await;
-    assert!(detail.contains("/dev"), "{detail}");
+    wait_saying(&agent, &class, "disk", "Unsupported", "/dev").await;
     assert!(node.pvs().await.is_empty());
     node.clean_up().await;
 }
@@ -197,7 +196,7 @@ const USES: [Use; 6] = [
 #[tokio::test]
 async fn without_one_of_its_capabilities_a_wipe_waits_and_says_for_which() {
     assert_eq!(USES.iter().fold(CapabilitySet::empty(), |all, (one, ..)| all | *one), FILESYSTEM);
-    for (number, (capability, name, spoil)) in USES.into_iter().enumerate() {
+    let each = USES.into_iter().enumerate().map(|(number, (capability, name, spoil))| async move {
         let node = TestNode::new(shared(), &format!("lacks-{number}")).await;
         let class = node.class("fast", "Delete").await;
         let disks = node.discovery_dir("disks");
@@ -212,8 +211,7 @@ async fn without_one_of_its_capabilities_a_wipe_waits_and_says_for_which() {
         spoil(&volume);
         node.release(&claim).await;
         agent.wait_metric("mooring_limited{what=\"capabilities\"}", |value| value > 0.5, SOON).await;
-        let detail = wait_verdict(&agent, &class, "v", "Refused").await;
-        assert!(detail.contains(name), "{name}: {detail}");
+        wait_saying(&agent, &class, "v", "Refused", name).await;
         let now = node.pvs().await;
         assert!(now.iter().all(|now| now.uid() == pv.uid()), "{name}: it is not offered half wiped");
         assert!(now[0].finalizers().iter().any(|name| name == "mooring.dev/wipe"), "{name}");
@@ -221,7 +219,8 @@ async fn without_one_of_its_capabilities_a_wipe_waits_and_says_for_which() {
         let _agent = confined(&node, &class, &disks, FILESYSTEM);
         offered_anew(&node, &volume, &pv).await;
         node.clean_up().await;
-    }
+    });
+    futures::future::join_all(each).await;
 }
 
 #[test]

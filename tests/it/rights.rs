@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicy;
 use k8s_openapi::api::core::v1::{PersistentVolume, ServiceAccount};
 use k8s_openapi::api::rbac::v1::PolicyRule;
@@ -16,7 +17,7 @@ use crate::common::{SOON, start};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
-use crate::harness::{Agent, AgentOptions, ControlPlane, Options, cluster, disk, rbac, shared};
+use crate::harness::{Agent, AgentOptions, AuditEntry, ControlPlane, Options, cluster, disk, rbac, shared};
 
 const UID: &str = "01234567-89ab-cdef-0123-456789abcdef";
 const BY: &str = "pv.kubernetes.io/provisioned-by";
@@ -76,6 +77,19 @@ impl Hand {
         self.0.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
     }
 
+    /// The PV, once the controller-manager has set its phase and leaves it alone.
+    async fn settled(&self, name: &str) -> PersistentVolume {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let pv = self.0.get(name).await.expect("it is there");
+            if phase(&pv) == "Available" {
+                return pv;
+            }
+            assert!(Instant::now() < deadline, "{name} does not become Available");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn delete(&self, name: &str) -> kube::Result<()> {
         self.0.delete(name, &DeleteParams::default()).await.map(drop)
     }
@@ -122,7 +136,8 @@ async fn another_node_s_pvs_are_beyond_an_agent_s_reach() {
         let name = format!("{own}-{number}");
         let pv = with(pv, &json!({ "metadata": { "name": name } }));
         denied(&format!("to make one {what}"), agent.create(&pv).await, "may only make");
-        let before = admin.create(&pv).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        admin.create(&pv).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let before = admin.settled(&name).await;
         let affinity = json!({ "spec": { "nodeAffinity": pv_of(own, "")["spec"]["nodeAffinity"] } });
         for patch in [
             ours.clone(),
@@ -316,7 +331,7 @@ async fn where_host_names_are_not_node_names_the_policy_can_be_told_and_still_ke
     agent.wait_log("change hostNamesAreNodeNames in this policy", SOON).await;
     rbac::apply_any_affinity(&plane.client().await).await;
     let (hand, admin) = (Hand::of_agent(&node).await, Hand(Api::all(node.client())));
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + SOON * 2;
     let made = loop {
         let all = admin.0.list(&ListParams::default()).await.expect("PVs can be listed").items;
         if let Some(pv) = all.into_iter().find(|pv| phase(pv) == "Available") {
@@ -348,9 +363,11 @@ fn granted(rules: &[PolicyRule]) -> BTreeSet<(String, String)> {
 #[tokio::test]
 async fn without_any_one_of_its_rights_the_agent_says_what_it_may_not_do() {
     let client = shared().client().await;
-    for (number, (resource, verb)) in granted(&rbac::our_rules(&client).await).into_iter().enumerate() {
+    let client = &client;
+    let rights = granted(&rbac::our_rules(client).await).into_iter().enumerate();
+    let each = rights.map(|(number, (resource, verb))| async move {
         let node = TestNode::new(shared(), &format!("without-{number}")).await;
-        rbac::apply_without(&client, node.name(), &verb, &resource).await;
+        rbac::apply_without(client, node.name(), &verb, &resource).await;
         let kubeconfig = node.kubeconfig_of(rbac::NAMESPACE, node.name()).await;
         let (class, disks) = (node.class("fast", "Delete").await, node.discovery_dir("disks"));
         let volume = disks.join("v");
@@ -361,7 +378,8 @@ async fn without_any_one_of_its_rights_the_agent_says_what_it_may_not_do() {
         let options = AgentOptions { config: &config, args: &["--v=4"], env: &env, ..AgentOptions::default() };
         let agent = Agent::start(&node, options);
         let life = async {
-            let pv = node.wait_pv(&volume, |pv| phase(pv) == "Available", SOON).await;
+            // Longer than what is waited for here: without some rights, it never comes.
+            let pv = node.wait_pv(&volume, |pv| phase(pv) == "Available", SOON * 2).await;
             let claim = node.bind(&pv.name_any()).await;
             node.release(&claim).await;
             std::future::pending::<()>().await;
@@ -379,7 +397,9 @@ async fn without_any_one_of_its_rights_the_agent_says_what_it_may_not_do() {
         }
         drop(agent);
         node.clean_up().await;
-    }
+    });
+    // A few at a time: most of it is waiting.
+    stream::iter(each).buffer_unordered(4).collect::<Vec<()>>().await;
 }
 
 #[tokio::test]
@@ -396,14 +416,24 @@ async fn every_right_is_used_and_none_is_refused() {
     fs::write(volume.join("data"), "a tenant's").expect("a file can be written");
     node.release(&claim).await;
     node.wait_pv(&volume, |now| phase(now) == "Available" && now.uid() != pv.uid(), SOON).await;
-    drop(agent);
+    node.wait_event(&pv.name_any(), "VolumeWiped", "", SOON).await;
 
     let account = format!("system:serviceaccount:{}:{}", rbac::NAMESPACE, rbac::SERVICE_ACCOUNT);
-    let calls: Vec<_> = plane.audit().into_iter().filter(|call| call.user == account).collect();
+    let granted = granted(&rbac::our_rules(&plane.client().await).await);
+    let calls = || plane.audit().into_iter().filter(|call| call.user == account).collect::<Vec<_>>();
+    let is_unused = |calls: &[AuditEntry], (resource, verb): &(String, String)| {
+        !calls.iter().any(|call| call.resource == *resource && call.verb == *verb)
+    };
+    // Watches are in the log when they have ended, and all a little later.
+    drop(agent);
+    let deadline = Instant::now() + SOON;
+    while granted.iter().any(|right| is_unused(&calls(), right)) && Instant::now() < deadline {
+        sleep(Duration::from_millis(50)).await;
+    }
+    let calls = calls();
     let refused: Vec<_> = calls.iter().filter(|call| call.code == 403).collect();
     assert!(refused.is_empty(), "{refused:?}");
     let used: BTreeSet<_> = calls.iter().map(|call| (call.resource.as_str(), call.verb.as_str())).collect();
-    let granted = granted(&rbac::our_rules(&plane.client().await).await);
     let granted: BTreeSet<_> = granted.iter().map(|(resource, verb)| (resource.as_str(), verb.as_str())).collect();
     // Whoever may ask what it may do: everybody.
     let beyond: Vec<_> = used.difference(&granted).filter(|call| call.0 != "selfsubjectaccessreviews").collect();

@@ -7,10 +7,10 @@ use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
-use crate::common::{SOON, start, wait_ready, wait_verdict};
+use crate::common::{SOON, start, wait_ready, wait_saying};
 use crate::harness::config_dir::storage_class_map;
 use crate::harness::node::TestNode;
-use crate::harness::{Agent, AgentOptions, ControlPlane, Options, disk, rbac, shared};
+use crate::harness::{Agent, AgentOptions, ControlPlane, Options, disk, eventually, rbac, shared};
 
 fn count(agent: &Agent, text: &str) -> usize {
     agent.logs().iter().filter(|line| line.contains(text)).count()
@@ -65,7 +65,11 @@ async fn a_node_that_is_missing_or_has_no_host_name_is_waited_for() {
     );
     let line = agent.wait_log("there is no Node", SOON).await;
     assert!(line.contains(&other) && line.contains("MY_NODE_NAME"), "{line}");
-    assert!(agent.get("/ready").await.1.contains("the Node"));
+    let deadline = std::time::Instant::now() + SOON;
+    while !agent.get("/ready").await.1.contains("the Node") {
+        assert!(std::time::Instant::now() < deadline, "{:?}", agent.get("/ready").await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 
     let nodes: Api<Node> = Api::all(node.client());
     let made = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": other } });
@@ -90,8 +94,7 @@ async fn a_storage_class_that_is_missing_is_waited_for() {
     let classes: Api<k8s_openapi::api::storage::v1::StorageClass> = Api::all(node.client());
     classes.delete(&name, &DeleteParams::default()).await.expect("a class can be deleted");
     let agent = start(&node, &[(&name, &disks, "")]);
-    let sentence = wait_verdict(&agent, &name, "v", "NoStorageClass").await;
-    assert!(sentence.contains(&name), "{sentence}");
+    wait_saying(&agent, &name, "v", "NoStorageClass", &name).await;
     wait_ready(&agent).await;
     assert_eq!(node.class("late", "Delete").await, name);
     node.wait_pv(&disks.join("v"), |_| true, SOON).await;
@@ -110,12 +113,16 @@ async fn rights_that_are_missing_are_named_and_waited_for() {
     let mut role = roles.get("mooring").await.expect("the role is there");
     let rules = role.rules.replace(Vec::new());
     roles.replace("mooring", &kube::api::PostParams::default(), &role).await.expect("a role can be replaced");
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    rbac::wait_right(&node.client(), rbac::SERVICE_ACCOUNT, "list", "persistentvolumes", false).await;
     let agent = start(&node, &[(&class, &disks, "")]);
     let line = agent.wait_log("lacks a right", SOON).await;
     assert!(line.contains("storageclasses") || line.contains("nodes"), "{line}");
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(count(&agent, "\"WARN\"") <= 4, "each is told once: {:?}", agent.logs());
+    // It is tried again and again.
+    for resource in ["nodes", "storageclasses"] {
+        let again = |line: &String| line.contains("Still not readable") && line.contains(resource);
+        eventually("further tries", SOON, || agent.logs().into_iter().filter(again).count() >= 2);
+    }
+    assert!(count(&agent, "Resource can't be read") <= 4, "each is told once: {:?}", agent.logs());
 
     let mut role = roles.get("mooring").await.expect("the role is there");
     role.rules = rules;

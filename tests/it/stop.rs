@@ -16,16 +16,17 @@ use crate::harness::{Agent, shared};
 
 const SIZE: u64 = 256 << 20;
 
-/// A node with a Released device whose wipe takes about 25 s, and the agent at it.
+/// A node with a Released device whose wipe takes about 100 s, and the agent at it.
 async fn in_the_middle_of_a_wipe(node: &TestNode) -> (String, PathBuf, LoopDisk, Agent, Throttle) {
     let class = node.class("raw", "Delete").await;
     let disks = node.discovery_dir("disks");
     let disk = LoopDisk::new(node.dir(), SIZE);
     let link = disk.link(&disks, "disk");
     let agent = start(node, &[(&class, &disks, "volumeMode: Block")]);
-    let throttle = Throttle::new(agent.pid(), &disk.device, 10 << 20);
+    let throttle = Throttle::new(agent.pid(), &disk.device, SIZE / 100);
     let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
-    for offset in [0, SIZE / 2, SIZE - 512] {
+    // Both ends are marked first.
+    for offset in [0, SIZE / 16 * 15, SIZE - 512] {
         disk.write_at(offset, &[&b"TENANT-SECRET"[..], &[b'.'; 499]].concat());
     }
     let claim = node.bind(pv.metadata.name.as_deref().expect("it has a name")).await;
@@ -86,7 +87,7 @@ async fn sigterm_in_the_middle_of_a_wipe_ends_the_agent_and_the_next_one_goes_on
     agent.signal(Signal::SIGTERM);
     let status = agent.wait_exit(Duration::from_secs(60)).await;
     assert!(status.success(), "{status}");
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(50), "it has not waited for the wipe: {:?}", start.elapsed());
     agent.wait_log("Stopped", SOON).await;
     drop((agent, throttle));
     is_finished_by_the_next_agent(&node, &class, &disks, &disk).await;
@@ -133,7 +134,7 @@ async fn an_entry_that_hangs_delays_no_other_and_is_taken_up_when_it_answers() {
     // Frozen again, it does not keep the agent from ending either.
     frozen.freeze(true);
     agent.signal(Signal::SIGTERM);
-    assert!(agent.wait_exit(Duration::from_secs(10)).await.success());
+    assert!(agent.wait_exit(SOON).await.success());
     frozen.freeze(false);
     drop(frozen);
     node.clean_up().await;
@@ -155,12 +156,11 @@ async fn a_thread_that_the_kernel_holds_is_named_and_holds_up_nothing_else() {
     let idle = format!("mooring_wipe_idle_seconds{{class=\"{}-raw\"}}", node.name());
     agent.wait_metric(&idle, |seconds| seconds >= 1.0, SOON).await;
 
-    let start = Instant::now();
+    // It is held until it is let go, below.
     agent.signal(Signal::SIGTERM);
-    let line = agent.wait_log("The kernel holds this thread", Duration::from_secs(60)).await;
+    let line = agent.wait_log("The kernel holds this thread", SOON).await;
     assert!(line.contains(&name) && line.contains("wipe-"), "{line}");
     agent.wait_log("Stopped", SOON).await;
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     // The kernel lets a process go only with its last thread.
     frozen.freeze(false);
     assert!(agent.wait_exit(SOON).await.success());

@@ -276,6 +276,7 @@ async fn without_the_right_it_is_said_once_and_all_else_goes_on() {
     disk::tmpfs(&disks.join("v"), 1 << 20);
     available(&node, &disks.join("v")).await;
     assert_eq!(agent.get("/ready").await.0, 200);
+    agent.wait_log("The start-up taint can't be taken off", SOON).await;
     let told = agent.logs().iter().filter(|line| line.contains("The start-up taint can't be taken off")).count();
     assert_eq!(told, 1);
     assert!(has(&taints(&node).await, KEY));

@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams, ResourceExt};
@@ -50,14 +50,30 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+/// Again, for as long as it is refused because somebody uses the volume: the agents of other
+/// tests look at each disk of the size of theirs for a moment, and who looks for a free loop
+/// device at each.
+fn unless_in_use(run: impl Fn() -> Output, is_meant: impl Fn(&str) -> bool) -> Output {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let output = run();
+        let said = said(&output);
+        let again = code(&output) == REFUSED && said.contains("in use") && !is_meant(&said);
+        if !again || Instant::now() > deadline {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn succeeds(path: &Path, arguments: &[&str]) -> String {
-    let output = wipe(path, arguments);
+    let output = unless_in_use(|| wipe(path, arguments), |_| false);
     assert_eq!(code(&output), 0, "{}", said(&output));
     String::from_utf8(output.stdout).expect("it is text")
 }
 
 fn refuses(path: &Path, arguments: &[&str], why: &str) -> String {
-    let output = wipe(path, arguments);
+    let output = unless_in_use(|| wipe(path, arguments), |said| said.contains(why));
     let said = said(&output);
     assert_eq!(code(&output), REFUSED, "{said}");
     assert!(said.contains(why), "{said:?} does not say {why:?}");
@@ -174,7 +190,8 @@ async fn a_cleaner_command_does_it_with_what_follows_the_dashes() {
     let script = "dd if=/dev/zero of=$LOCAL_PV_BLKDEVICE bs=64k count=48 conv=notrunc";
     succeeds(scene.device(), &scene.with(&["--method", "command", "--", "/bin/sh", "-c", script]));
     assert_eq!(first_not_zero(&scene.disk.backing), None);
-    let output = wipe(scene.device(), &scene.with(&["--method", "command", "--", "/bin/false"]));
+    let fails = || wipe(scene.device(), &scene.with(&["--method", "command", "--", "/bin/false"]));
+    let output = unless_in_use(fails, |_| false);
     assert_eq!(code(&output), 1, "{}", said(&output));
     assert!(scene.entry().state.is_wipe_by_hand(), "it is not clean: {:?}", scene.entry().state);
 }
@@ -348,13 +365,16 @@ async fn who_does_not_say_yes_or_meets_another_wipe_is_refused() {
     let state = scene.state.to_str().expect("it is text");
     scene.untouched(|| refuses(scene.device(), &["--state-dir", state], "add --yes"));
     // On a terminal it is asked.
-    let ask = |answer: &str| {
+    let once = |answer: &str| {
         let line = format!("{} wipe {} --state-dir {state}", launch::binary(None).display(), scene.device().display());
         let mut terminal = Command::new("script");
         terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]).stdin(Stdio::piped());
         let mut terminal = terminal.stdout(Stdio::piped()).spawn().expect("there is `script`");
         writeln!(terminal.stdin.as_mut().expect("it is piped"), "{answer}").expect("it takes the answer");
-        let output = terminal.wait_with_output().expect("it ends");
+        terminal.wait_with_output().expect("it ends")
+    };
+    let ask = |answer: &str| {
+        let output = unless_in_use(|| once(answer), |_| false);
         (code(&output), said(&output))
     };
     let (code, text) = scene.untouched(|| ask("y"));
@@ -372,10 +392,10 @@ async fn who_does_not_say_yes_or_meets_another_wipe_is_refused() {
     assert_eq!(first_not_zero(&scene.disk.backing), None);
 }
 
-/// A wipe that goes on until it is told to end: 8 MiB a second, to which a cursor is known.
+/// A wipe that goes on until it is told to end: 2 MiB a second, to which a cursor is known.
 fn slow_wipe(scene: &Scene, at_least: u64) -> Child {
     let begin = || {
-        let mut command = command(scene.device(), &scene.with(&["--bandwidth", "8Mi"]));
+        let mut command = command(scene.device(), &scene.with(&["--bandwidth", "2Mi"]));
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().expect("the program can be run")
     };
@@ -403,7 +423,7 @@ async fn an_interrupted_wipe_goes_on_where_it_was() {
     const SIZE: u64 = 61 * MIB;
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
         let scene = scene(SIZE);
-        let child = slow_wipe(&scene, 16 * MIB);
+        let child = slow_wipe(&scene, 2 * MIB);
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("process ids are small"));
         kill(pid, signal).expect("it has not been waited for");
         let output = child.wait_with_output().expect("it ends");
@@ -419,7 +439,7 @@ async fn an_interrupted_wipe_goes_on_where_it_was() {
         let before = bytes_written(scene.device());
         succeeds(scene.device(), &scene.with(&["--verify", "full"]));
         let written = bytes_written(scene.device()) - before;
-        assert!(written <= SIZE - 15 * MIB, "{written} bytes are all of it again");
+        assert!(written <= SIZE - MIB, "{written} bytes are all of it again");
         assert_eq!(first_not_zero(&scene.disk.backing), None);
         assert_eq!((scene.entry().id, scene.entry().state), (entry.id, State::Clean));
     }
@@ -436,7 +456,8 @@ async fn wipe_beside_agent(node: &TestNode, path: &Path) {
             return;
         }
         let said = said(&output);
-        assert!(code(&output) == REFUSED && said.contains("in use"), "{said}");
+        let is_at_it = said.contains("in use") || said.contains("another process");
+        assert!(code(&output) == REFUSED && is_at_it, "{said}");
         assert!(std::time::Instant::now() < deadline, "{said}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -504,7 +525,7 @@ async fn what_an_agent_is_about_to_offer_is_kept_from_others() {
         let offerable = look(&target).expect("it is as it was seen");
         assert!(matches!(inspect(&target), Err(WipeError::Busy(_))), "{entry}");
         drop(offerable);
-        inspect(&target).unwrap_or_else(|error| panic!("{entry} is free again: {error}"));
+        eventually(&format!("{entry} is free again"), SOON, || inspect(&target).is_ok());
     }
     disk::umount(&dir.join("v"));
 }
@@ -527,9 +548,9 @@ async fn a_wipe_by_hand_and_the_agents_never_meet() {
     let node = TestNode::new(shared(), "meet").await;
     let class = node.class("fast", "Delete").await;
     let disks = node.discovery_dir("disks");
-    let disk = LoopDisk::attach(full_of_secrets(node.dir(), 256 << 20));
+    let disk = LoopDisk::new(node.dir(), 256 << 20);
     let link = disk.link(&disks, "disk");
-    let agent = start(&node, &[(&class, &disks, "volumeMode: Block\nwipe: {bandwidth: 4Mi}")]);
+    let agent = start(&node, &[(&class, &disks, "volumeMode: Block\nwipe: {bandwidth: 1Mi}")]);
     let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
     let claim = node.bind(&pv.name_any()).await;
     node.release(&claim).await;

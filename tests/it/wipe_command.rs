@@ -8,6 +8,7 @@ use std::time::Duration;
 use mooring::deleter::{Control, Cursor, Receipt, WipeError};
 use mooring::method::{Method, WipeRules};
 
+use crate::common::SOON;
 use crate::harness::disk::LoopDisk;
 use crate::harness::{Scratch, eventually, require_own_namespace};
 use crate::wipe_scene::{MARK, Notes, SECRET, full_of_secrets, mark_on, open, rules, wipe, wipe_from};
@@ -65,17 +66,19 @@ fn a_command_that_does_not_end_is_killed_with_all_that_it_started() {
     let disk = disk(&scratch);
     let pid_file = scratch.path().join("pid");
     let hanging = format!("sleep 1000 & echo $! > {}; echo waiting; wait", pid_file.display());
-    let deadline = Duration::from_millis(500);
-    let said = problem(wipe(&disk.device, &WipeRules { command_deadline: deadline, ..script(&hanging) }));
-    assert!(said.contains("has not ended within 500ms") && said.ends_with("waiting"), "{said}");
+    // On a busy machine it may not have come to its last words by then.
+    let has_spoken = [500, 5_000, 30_000].into_iter().map(Duration::from_millis).any(|deadline| {
+        let said = problem(wipe(&disk.device, &WipeRules { command_deadline: deadline, ..script(&hanging) }));
+        assert!(said.contains(&format!("has not ended within {deadline:?}")), "{said}");
+        said.ends_with("waiting")
+    });
+    assert!(has_spoken, "its last words are told");
     assert_ended(&pid_file);
     // A cancel does the same, at once.
     let control = Control::default();
     std::thread::scope(|scope| {
         let wiper = scope.spawn(|| wipe_from(&disk.device, &script(&hanging), None, &mut Notes::new(), &control));
-        eventually("the command", Duration::from_secs(20), || {
-            fs::read_to_string(&pid_file).is_ok_and(|pid| pid.ends_with('\n'))
-        });
+        eventually("the command", SOON, || fs::read_to_string(&pid_file).is_ok_and(|pid| pid.ends_with('\n')));
         control.cancel();
         assert!(matches!(wiper.join().expect("it does not panic"), Err(WipeError::Cancelled)));
     });
@@ -99,7 +102,7 @@ fn what_a_command_leaves_running_is_killed_before_the_device_counts_as_clean() {
 fn assert_ended(pid_file: &Path) {
     let pid = fs::read_to_string(pid_file).expect("the command has written it");
     let state = || fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-    eventually("its end", Duration::from_secs(20), || state().is_empty() || state().contains(") Z "));
+    eventually("its end", SOON, || state().is_empty() || state().contains(") Z "));
     fs::remove_file(pid_file).expect("it can be removed");
 }
 
@@ -125,7 +128,7 @@ fn the_device_stays_in_use_while_a_process_of_the_command_lives() {
     };
     assert_eq!(exclusive().expect_err("it is held").raw_os_error(), Some(nix::libc::EBUSY));
     fs::write(&go, "").expect("a file can be made");
-    eventually("its end", Duration::from_secs(20), || exclusive().is_ok());
+    eventually("its end", SOON, || exclusive().is_ok());
 }
 
 #[test]

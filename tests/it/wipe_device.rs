@@ -296,7 +296,7 @@ fn a_bandwidth_is_kept_to() {
     require_own_namespace();
     let scratch = Scratch::new("wipe-slow");
     let disk = LoopDisk::attach(full_of_secrets(scratch.path(), 8 << 20));
-    let bandwidth = 8 * MIB;
+    let bandwidth = 16 * MIB;
     for method in [Method::Auto, Method::Zero { passes: 2 }] {
         let rules = WipeRules { method, verify: Verify::None, bandwidth: Some(bandwidth), ..WipeRules::default() };
         let control = Control::default();

@@ -5,11 +5,11 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use mooring::deleter::{Control, Cursor, WipeError};
 use mooring::method::{Method, Verify, WipeRules};
 
+use crate::common::SOON;
 use crate::harness::disk::LoopDisk;
 use crate::harness::{Scratch, eventually, require_own_namespace};
 use crate::wipe_scene::{MARK, Notes, SECRET, bytes_written, first_not_zero, full_of_secrets, mark_on, rules};
@@ -58,7 +58,8 @@ fn wherever_a_wipe_is_cancelled_the_disk_is_marked_and_the_next_one_goes_on() {
         (Method::Discard, 0, true, 1),
     ] {
         let disk = disk(&scratch);
-        let cursor = wipe_until(&disk, &slow(method.clone()), at(pass, middle));
+        let rules_of = if middle { slow } else { rules };
+        let cursor = wipe_until(&disk, &rules_of(method.clone()), at(pass, middle));
         let scene = format!("{method} at {cursor:?}");
         assert_eq!(mark_on(&disk.device), Some(MARK), "{scene}");
         let before = bytes_written(&disk.device);
@@ -115,12 +116,12 @@ fn a_cursor_is_not_believed_on_a_disk_that_does_not_bear_the_mark_of_that_very_w
     whole(&disk(&scratch), Method::Auto, end);
     // By another method: it had done one pass of another kind.
     let disk = disk(&scratch);
-    let cursor = wipe_until(&disk, &slow(Method::Overwrite { passes: 1 }), |cursor| cursor.pass == 1);
+    let cursor = wipe_until(&disk, &rules(Method::Overwrite { passes: 1 }), |cursor| cursor.pass == 1);
     whole(&disk, Method::Auto, Some(cursor));
     // The disk has grown since, by what nobody has wiped.
     let mut grown = full_of_secrets(scratch.path(), usize::try_from(SIZE).expect("it fits"));
     let disk = LoopDisk::attach(grown.clone());
-    let cursor = wipe_until(&disk, &slow(Method::Auto), |cursor| cursor.pass == 1);
+    let cursor = wipe_until(&disk, &rules(Method::Auto), |cursor| cursor.pass == 1);
     drop(disk);
     append_secrets(&mut grown);
     whole(&LoopDisk::attach(grown), Method::Auto, Some(cursor));
@@ -141,7 +142,7 @@ fn a_wipe_that_ended_while_the_marks_were_taken_off_is_finished() {
     let scratch = Scratch::new("wipe-unmark");
     for end in [0, SIZE - 4096] {
         let disk = disk(&scratch);
-        let cursor = wipe_until(&disk, &slow(Method::Auto), |cursor| cursor.pass == 1);
+        let cursor = wipe_until(&disk, &rules(Method::Auto), |cursor| cursor.pass == 1);
         write_at(&disk.device, end, &[0; 4096]);
         assert_eq!(mark_on(&disk.device), Some(MARK), "one is left");
         let before = bytes_written(&disk.device);
@@ -154,6 +155,8 @@ fn a_wipe_that_ended_while_the_marks_were_taken_off_is_finished() {
 }
 
 const DEVICE: &str = "MOORING_TEST_WIPE_DEVICE";
+/// So many that it is killed before it ends.
+const ZEROS: Method = Method::Zero { passes: 12 };
 const JOURNAL: &str = "MOORING_TEST_WIPE_JOURNAL";
 const NAME: &str = "wipe_interrupted::a_wiping_process_that_is_killed_leaves_a_marked_disk_and_its_wipe_goes_on";
 
@@ -176,13 +179,13 @@ fn a_wiping_process_that_is_killed_leaves_a_marked_disk_and_its_wipe_goes_on() {
         process.args(["--exact", NAME, "--nocapture"]).env(DEVICE, &disk.device).env(JOURNAL, &journal);
         let mut process = process.spawn().expect("the test program can be run");
         let noted = || fs::read_to_string(&journal).expect("it can be read");
-        eventually("a checkpoint", Duration::from_secs(30), || noted().lines().count() >= lines);
+        eventually("a checkpoint", SOON, || noted().matches('\n').count() >= lines);
         process.kill().expect("it is ours");
         process.wait().expect("it ends");
         let last = noted().lines().last().map(|line| serde_json::from_str(line).expect("it is a cursor"));
         let untouched = fs::read(&disk.backing).expect("it can be read") == before;
         assert!(mark_on(&disk.device) == Some(MARK) || (untouched && lines == 1), "at {last:?}");
-        let again = rules(Method::Zero { passes: 2 });
+        let again = rules(ZEROS);
         wipe_from(&disk.device, &again, last, &mut Notes::new(), &Control::default()).expect("it goes on");
         assert_eq!(first_not_zero(&disk.backing), None, "from {last:?}");
         fs::remove_file(&disk.backing).expect("it can be removed");
@@ -196,6 +199,6 @@ fn wipe_with_a_journal_on_disk(device: &Path, journal: &Path) {
         writeln!(file, "{line}").expect("the journal takes it");
         Ok(())
     });
-    let rules = WipeRules { verify: Verify::None, ..slow(Method::Zero { passes: 2 }) };
+    let rules = WipeRules { verify: Verify::None, ..slow(ZEROS) };
     wipe_from(device, &rules, None, &mut notes, &Control::default()).expect("it is not killed");
 }

@@ -2,16 +2,18 @@
 //! a journal that the test can look into, and act by.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use mooring::deleter::{Control, Cursor, Job, Journal, MarkId, Receipt, WipeError, read_mark, wipe_device};
 use mooring::method::{Method, Verify, WipeRules};
 use mooring::node::ioctl;
 use nix::fcntl::OFlag;
 
+use crate::common::SOON;
 use crate::harness::scratch::unique;
 
 pub const MARK: MarkId = MarkId(0x6d6f_6f72_696e_6721_0001_0203_0405_0607);
@@ -25,11 +27,19 @@ pub fn full_of_secrets(dir: &Path, bytes: usize) -> PathBuf {
     path
 }
 
-/// The device as the agent opens it: exclusively.
+/// The device as the agent opens it: exclusively. Who looks for a free loop device may have
+/// it for a moment.
 pub fn open(device: &Path) -> (OwnedFd, u64) {
     let flags = OFlag::O_EXCL.bits();
-    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(device);
-    let file = file.expect("the device is free");
+    let deadline = Instant::now() + SOON;
+    let file = loop {
+        match OpenOptions::new().read(true).write(true).custom_flags(flags).open(device) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => break opened.expect("the device is free"),
+        }
+    };
     let bytes = ioctl::device_size(&file).expect("it has a size");
     (file.into(), bytes)
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use mooring::deleter::{Control, WipeError};
 use mooring::method::Method;
 
-use crate::harness::disk::{LoopDisk, run};
+use crate::harness::disk::{LoopDisk, run_when_free};
 use crate::harness::{Scratch, require_own_namespace};
 use crate::wipe_scene::{MARK, Notes, SECRET, mark_on, rules, wipe, wipe_from, write_at};
 
@@ -21,7 +21,7 @@ const DATA: u64 = 500 * MIB + 4096 * 7;
 const EXT_MAGIC: [u8; 2] = [0x53, 0xEF];
 
 fn tool(program: &str, arguments: &[&str], device: &Path) -> String {
-    run(Command::new(program).args(arguments).arg(device))
+    run_when_free(Command::new(program).args(arguments).arg(device))
 }
 
 fn bytes_at(path: &Path, offset: u64, count: usize) -> Vec<u8> {
