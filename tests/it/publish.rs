@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::ResourceExt;
 use serde_json::json;
 
-use crate::common::{SOON, is_labelled, start, start_with, strip_label};
+use crate::common::{SOON, is_labelled, start, start_with, strip_label, verdict};
 use crate::common::{wait_calls, wait_ready, wait_saying, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;

@@ -58,7 +58,7 @@ async fn a_volume_is_not_clean_before_its_unfenced_pv_is_gone() {
     let mut agent = start(&old, &proxy);
     let pv = old.available(&link).await;
     let claim = old.node.bind(&pv.name_any()).await;
-    fill(&disk, SIZE);
+    fill(&disk, 0, SIZE);
     proxy.set(Faults { hold_deletes: true, ..Faults::default() });
     old.node.release(&claim).await;
     deletion_waits(&proxy).await;
@@ -71,7 +71,7 @@ async fn a_volume_is_not_clean_before_its_unfenced_pv_is_gone() {
     old.node.clear_claim(&pv.name_any()).await;
     old.available(&link).await;
     let claim = old.node.bind(&pv.name_any()).await;
-    fill(&disk, SIZE);
+    fill(&disk, 0, SIZE);
     old.node.force_delete_pv(&pv).await;
     old.node.wait_gone(&pv, SOON).await;
     old.node.release(&claim).await;
