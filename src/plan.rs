@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Toleration;
 
 use crate::brake::{self, Brake};
-use crate::config::{Class, Config};
+use crate::config::Config;
 use crate::discovery::Finding;
 use crate::identity::{DeviceNumber, Identity};
 use crate::ledger::{Entry, Ledger, State};
@@ -182,6 +182,8 @@ pub struct Creation {
     pub before: Option<State>,
     /// When the volume was found.
     pub found_at: Instant,
+    /// Whether devices are wiped by Jobs: one may be left.
+    pub uses_jobs: bool,
 }
 
 /// What a PV lacks, to be put on it by one call.
@@ -269,14 +271,6 @@ pub struct ByJob {
     pub host_dir: String,
     /// What the pods tolerate.
     pub tolerations: Vec<Toleration>,
-}
-
-impl ByJob {
-    /// What the class says of Jobs, if a volume like this is wiped by one.
-    fn of(config: &Config, class: &Class, identity: &Identity) -> Option<Self> {
-        let by_job = config.use_job_for_cleaning && identity.is_device();
-        by_job.then(|| Self { host_dir: class.host_dir.clone(), tolerations: config.job_tolerations.clone() })
-    }
 }
 
 impl Target {

@@ -105,7 +105,7 @@ mod tests {
         })
     }
 
-    fn job(device: &str, status: Value) -> Job {
+    fn job(device: &str, status: &Value) -> Job {
         let labels = json!({ "pv": "local-pv-1" });
         let template = json!({ "spec": spec(device) });
         let job = json!({
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_job_that_has_not_ended_is_known_by_its_pv_and_by_the_path_on_the_node() {
-        let it = AtWork::of_job(&job("/mnt/in-pod/d1", json!({ "active": 1 }))).expect("it has not ended");
+        let it = AtWork::of_job(&job("/mnt/in-pod/d1", &json!({ "active": 1 }))).expect("it has not ended");
         for (pv, path, is_on) in [
             ("local-pv-1", "/elsewhere", true),
             ("another", "/mnt/disks/d1", true),
@@ -129,17 +129,17 @@ mod tests {
         }
         assert_eq!(it.describe("ns"), "the Job ns/cleanup-local-pv-1 has not ended");
         // Of what says nothing of a path, the name is known.
-        let it = AtWork::of_job(&job("/nowhere", Value::Null)).expect("it has not ended");
+        let it = AtWork::of_job(&job("/nowhere", &Value::Null)).expect("it has not ended");
         assert!(it.is_on("local-pv-1", "/x") && !it.is_on("another", "/nowhere"));
     }
 
     #[test]
     fn a_job_that_has_ended_is_not_at_work_and_one_that_is_being_removed_may_be() {
         for (kind, has_ended) in [("Complete", true), ("Failed", true), ("Suspended", false)] {
-            let job = job("/mnt/in-pod/d1", json!({ "conditions": [{ "type": kind, "status": "True" }] }));
+            let job = job("/mnt/in-pod/d1", &json!({ "conditions": [{ "type": kind, "status": "True" }] }));
             assert_eq!(AtWork::of_job(&job).is_none(), has_ended, "{kind}");
         }
-        let mut job = job("/mnt/in-pod/d1", json!({}));
+        let mut job = job("/mnt/in-pod/d1", &json!({}));
         job.metadata.deletion_timestamp = serde_json::from_str("\"2026-01-01T00:00:00Z\"").ok();
         assert!(AtWork::of_job(&job).is_some());
     }

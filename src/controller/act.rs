@@ -148,13 +148,16 @@ impl Tools {
 
     /// The ledger first, then the PV: a volume that somebody may use is never unknown.
     async fn create(&self, creation: Creation) -> Ended {
-        let Creation { mut volume, target, before, found_at } = creation;
+        let Creation { mut volume, target, before, found_at, uses_jobs } = creation;
         let mut entry = (*target.record).clone();
         let entry_name = target.entry.clone();
         let mut held = None;
         // What is made to be quarantined or wiped is looked at by then.
         if volume.claim.is_none() {
-            if let Err(ended) = self.heed_left_jobs(&target, &volume.path).await {
+            // Without Jobs there may be one of the Go provisioner; it wipes devices only.
+            if (uses_jobs || target.identity.is_device())
+                && let Err(ended) = self.heed_left_jobs(uses_jobs, &volume).await
+            {
                 return ended;
             }
             let seen = match self.look_before(target).await {

@@ -4,7 +4,7 @@
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
-use super::{Action, ByJob, Creation, Plan, Target, World, record, waiting};
+use super::{Action, Creation, Plan, Target, World, record, waiting};
 use crate::config::{Class, DirtyPolicy};
 use crate::discovery::{Candidate, Finding};
 use crate::identity::{Comparison, Identity};
@@ -114,11 +114,12 @@ fn try_offer(
         rules: class.wipe.clone(),
         disks: Box::default(),
         record: Box::new(entry),
-        job: ByJob::of(world.config, class, identity),
+        job: None,
     };
     let found_at = world.memory.found_at(&volume.name).unwrap_or(world.now);
     plan.names.insert(volume.name.clone());
-    plan.actions.push(Action::Create(Box::new(Creation { volume, target, before, found_at })));
+    let uses_jobs = world.config.use_job_for_cleaning;
+    plan.actions.push(Action::Create(Box::new(Creation { volume, target, before, found_at, uses_jobs })));
     Ok(verdict)
 }
 

@@ -410,7 +410,8 @@ fn target(world: &World<'_>, owned: &OwnedPv, finding: &Finding, candidate: &Can
         rules: class.wipe.clone(),
         disks: if sighting.below.is_empty() { [identity.device()].into() } else { sighting.below.clone() },
         record: Box::new(record::entry(world, owned, &identity)),
-        job: ByJob::of(world.config, class, &identity),
+        job: (world.config.use_job_for_cleaning && identity.is_device())
+            .then(|| ByJob { host_dir: class.host_dir.clone(), tolerations: world.config.job_tolerations.clone() }),
         identity,
     })
 }

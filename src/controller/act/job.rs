@@ -56,12 +56,14 @@ impl Jobs {
                        agent's own image, or to one with the program of blockCleanerCommand";
             return Err(Ended::NotWiped(WipeError::Refused(why.to_owned())));
         }
-        Ok(self.namespace(target).map(|namespace| Place { namespace, name: cleanup_job::name(&target.pv) }))
+        Ok(self
+            .namespace(target.job.is_some())
+            .map(|namespace| Place { namespace, name: cleanup_job::name(&target.pv) }))
     }
 
     /// Where Jobs are made; `None` when there can't be one.
-    pub(super) fn namespace(&self, target: &Target) -> Option<String> {
-        self.site.namespace.as_deref().or(target.job.is_some().then_some(NAMESPACE)).map(ToOwned::to_owned)
+    pub(super) fn namespace(&self, uses_jobs: bool) -> Option<String> {
+        self.site.namespace.as_deref().or(uses_jobs.then_some(NAMESPACE)).map(ToOwned::to_owned)
     }
 
     pub(super) fn tell(&self, namespace: &str) {

@@ -10,7 +10,7 @@ use super::{Ended, Tools};
 use crate::cleanup_job::AtWork;
 use crate::cluster::ApiError;
 use crate::deleter::WipeError;
-use crate::plan::Target;
+use crate::pv::Volume;
 
 /// How long an answer holds: in a burst of new volumes not each of them asks.
 const FRESH: Duration = Duration::from_millis(250);
@@ -30,8 +30,8 @@ struct Answer {
 impl Tools {
     /// Makes sure that no Job that has not ended, and no pod of one, is at work on a volume that is about to
     /// be offered.
-    pub(super) async fn heed_left_jobs(&self, target: &Target, path: &str) -> Result<(), Ended> {
-        let Some(namespace) = self.jobs.namespace(target) else { return Ok(()) };
+    pub(super) async fn heed_left_jobs(&self, uses_jobs: bool, volume: &Volume) -> Result<(), Ended> {
+        let Some(namespace) = self.jobs.namespace(uses_jobs) else { return Ok(()) };
         let mut answer = self.left_jobs.0.lock().await;
         if answer.until.is_none_or(|until| Instant::now() >= until) {
             let (at_work, holds) = match self.who_is_at_work(&namespace).await {
@@ -48,7 +48,7 @@ impl Tools {
             };
             *answer = Answer { until: Some(Instant::now() + holds), at_work };
         }
-        match answer.at_work.iter().find(|it| it.is_on(&target.pv, path)) {
+        match answer.at_work.iter().find(|it| it.is_on(&volume.name, &volume.path)) {
             Some(it) => Err(Ended::NotOffered(WipeError::Busy(it.describe(&namespace)))),
             None => Ok(()),
         }
