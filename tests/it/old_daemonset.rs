@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::ResourceExt;
 use mooring::config_dir;
@@ -229,7 +230,7 @@ async fn a_pv_that_is_taken_from_an_unfenced_wipe_is_withdrawn_and_wiped_to_the_
     // `claimRef` is cleared; or it reserves the PV for a claim that is still to come.
     let later = json!({ "kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": "default",
                         "name": "to-come", "uid": null, "resourceVersion": null });
-    for (tag, claim_ref) in [("cleared", json!(null)), ("reserved", later)] {
+    let each = [("cleared", json!(null)), ("reserved", later)].map(|(tag, claim_ref)| async move {
         let mut old = Old::new(shared(), tag).await;
         old.raw_fields = SLOW;
         let agent = old.start();
@@ -252,7 +253,8 @@ async fn a_pv_that_is_taken_from_an_unfenced_wipe_is_withdrawn_and_wiped_to_the_
         assert!(!offered.annotations().contains_key("mooring.dev/quarantined"));
         drop(disk);
         old.end(agent).await;
-    }
+    });
+    join_all(each).await;
 }
 
 #[tokio::test]
@@ -375,9 +377,8 @@ async fn without_the_right_to_patch_words_are_refused_with_a_remedy_and_a_hold_h
 
 #[tokio::test]
 async fn an_unfenced_wipe_that_is_killed_goes_on_and_a_pv_that_was_taken_from_it_is_withdrawn() {
-    for (tag, stateless, taken) in
-        [("killed", true, false), ("killed-state", false, false), ("taken-away", false, true)]
-    {
+    let cases = [("killed", true, false), ("killed-state", false, false), ("taken-away", false, true)];
+    let each = cases.map(|(tag, stateless, taken)| async move {
         let mut old = Old::new(shared(), tag).await;
         (old.raw_fields, old.stateless) = (SLOW, stateless);
         let mut agent = old.start();
@@ -403,7 +404,8 @@ async fn an_unfenced_wipe_that_is_killed_goes_on_and_a_pv_that_was_taken_from_it
         assert_eq!(first_not_zero(&disk.backing), None);
         drop(disk);
         old.end(agent).await;
-    }
+    });
+    join_all(each).await;
 }
 
 #[tokio::test]

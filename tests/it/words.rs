@@ -215,7 +215,7 @@ async fn is_held(scene: &Scene, pv: &PersistentVolume) {
 
 #[tokio::test]
 async fn a_hold_stops_a_wipe_in_its_middle_and_it_goes_on_without_it() {
-    for (tag, on_node) in [("holdpv", false), ("holdnode", true)] {
+    let each = [("holdpv", false), ("holdnode", true)].map(|(tag, on_node)| async move {
         let (mut scene, pv) = in_a_slow_wipe(tag).await;
         if on_node {
             scene.node.annotate_node(HOLD, Some("true")).await;
@@ -239,7 +239,8 @@ async fn a_hold_stops_a_wipe_in_its_middle_and_it_goes_on_without_it() {
         scene.stores[0].wait_anew(&scene.node, "Available", &pv).await;
         assert!(scene.stores[0].is_blank());
         scene.end().await;
-    }
+    });
+    futures::future::join_all(each).await;
 }
 
 #[tokio::test]
