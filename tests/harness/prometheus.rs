@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{eventually, http, launch};
 
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_mins(1);
 
 /// It is killed when this is dropped, or when the process dies.
 pub struct Prometheus {

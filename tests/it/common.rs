@@ -12,7 +12,7 @@ use crate::harness::config_dir::storage_class_map;
 use crate::harness::node::TestNode;
 
 /// Long enough for a busy machine; no test passes or fails by being quick.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_mins(1);
 
 /// Starts an agent with classes of (name, directory, further fields).
 pub fn start(node: &TestNode, classes: &[(&str, &Path, &str)]) -> Agent {
@@ -37,15 +37,22 @@ pub async fn verdict(agent: &Agent, class: &str, entry: &str) -> Option<(String,
 
 /// Waits until an entry has the verdict; returns its sentence.
 pub async fn wait_verdict(agent: &Agent, class: &str, entry: &str, expected: &str) -> String {
+    wait_saying(agent, class, entry, expected, "").await
+}
+
+/// Waits until an entry has the verdict and its sentence these words: there may be another
+/// reason for the same verdict before. Returns the sentence.
+pub async fn wait_saying(agent: &Agent, class: &str, entry: &str, expected: &str, words: &str) -> String {
     let deadline = std::time::Instant::now() + SOON;
     loop {
         let now = verdict(agent, class, entry).await;
         if let Some((verdict, detail)) = &now
             && verdict == expected
+            && detail.contains(words)
         {
             return detail.clone();
         }
-        assert!(std::time::Instant::now() < deadline, "{class}/{entry} is {now:?}, not {expected}");
+        assert!(std::time::Instant::now() < deadline, "{class}/{entry} is {now:?}, not {expected} with {words:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -70,6 +77,15 @@ pub async fn strip_label(node: &TestNode, pv: &PersistentVolume) {
 /// Whether our label is on a PV.
 pub fn is_labelled(pv: &PersistentVolume) -> bool {
     pv.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key("mooring.dev/node"))
+}
+
+/// Waits until an agent has counted that many calls of that verb.
+pub async fn wait_calls(agent: &Agent, verb: &str, count: f64) {
+    let deadline = std::time::Instant::now() + SOON;
+    while calls(agent, verb).await < count - 0.5 {
+        assert!(std::time::Instant::now() < deadline, "the agent has not made {count} calls to {verb}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// How many calls to the API server of that verb an agent has counted, whatever their end.
