@@ -175,7 +175,7 @@ async fn wait_bound(node: &TestNode, volume: &Volume, is_its: impl Fn(&Persisten
     let rival = volume.rival.as_ref().expect("it was attacked");
     let bind = async {
         while !node.nudge(rival).await {
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::join!(node.wait_pv(&volume.link, is_its, SOON), bind);
