@@ -78,6 +78,7 @@ fn next_state(known: Option<&Entry>, owned: &OwnedPv) -> Option<State> {
         }
         // Retired at an admin's word, and on its way out.
         Phase::Released | Phase::Failed if is_being_retired(known, owned) => None,
+        Phase::Released | Phase::Failed if is_wiped(known, owned) => None,
         Phase::Released | Phase::Failed if is_given_away(known, owned) => None,
         Phase::Bound | Phase::Released | Phase::Failed => used(claim()),
         // A claim has it, and the controller-manager, which may be away, has not said so yet.
@@ -161,6 +162,13 @@ fn wiped_claim_in<'a>(known: Option<&'a Entry>, owned: &OwnedPv) -> Option<&'a C
         }
         _ => None,
     }
+}
+
+/// Whether the volume was wiped for the removal of this very PV, which is on its way out: it shows
+/// its last claim for as long as another's finalizer keeps it.
+fn is_wiped(known: Option<&Entry>, owned: &OwnedPv) -> bool {
+    let Some(entry) = known.filter(|entry| owned.terminating && entry.state == State::Clean) else { return false };
+    entry.receipts.last().is_some_and(|receipt| *receipt.uid == *owned.uid)
 }
 
 /// Whether the ledger has an admin's word that retires the volume, and the PV goes for it.

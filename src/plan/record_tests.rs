@@ -1,6 +1,7 @@
 //! What the ledger is to remember of volumes with a PV, and what follows from what it knows.
 
 use super::*;
+use crate::ledger::Receipt;
 
 #[test]
 fn the_ledger_follows_the_pv() {
@@ -193,4 +194,34 @@ fn a_volume_whose_pv_is_being_retired_stays_retired() {
     assert_eq!(records(|owned| owned.word = Some(Word::Retire)), [], "its removal may have had no answer");
     // The word was taken back before the PV went.
     assert!(matches!(records(|_| {})[..], [State::Used { claim: Some(_), .. }]));
+}
+
+#[test]
+fn a_volume_that_was_wiped_stays_clean_while_another_finalizer_keeps_its_pv() {
+    let records = |change: fn(&mut OwnedPv)| {
+        let mut scene = scene().with_state(State::Clean).with_pv(|owned| {
+            released(owned);
+            owned.terminating = true;
+        });
+        let (pv, at) = (testing::owned_pv("a", "c"), Timestamp::UNIX_EPOCH);
+        let mut entry = scene.ledger.get(EntryId(9)).expect("it is there").clone();
+        entry.sign(Receipt {
+            at,
+            method: "zero".into(),
+            amount: 1,
+            seconds: 1.0,
+            verification: "full".into(),
+            identity: "".into(),
+            claim: Some(claim()),
+            pv: pv.name.as_str().into(),
+            uid: pv.uid.as_str().into(),
+        });
+        scene.ledger.insert(entry);
+        scene.owned.values_mut().for_each(change);
+        scene.plan().records.into_iter().map(|entry| entry.state).collect::<Vec<_>>()
+    };
+    assert_eq!(records(|_| {}), []);
+    // Another PV was wiped, or this one may be bound again.
+    assert!(matches!(records(|owned| owned.uid = "another".into())[..], [State::Used { claim: Some(_), .. }]));
+    assert!(matches!(records(|owned| owned.terminating = false)[..], [State::Used { claim: Some(_), .. }]));
 }

@@ -19,7 +19,7 @@ use super::scratch::unique;
 use super::{confine, http, is_root, launch, rbac};
 
 const POLL: Duration = Duration::from_millis(5);
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 const LINES_SHOWN: usize = 60;
 
@@ -61,8 +61,7 @@ impl Agent {
         let mut command = if options.as_old {
             launch::old_command_line(&binary, config.path())
         } else {
-            // A confinement is a namespace of its own, and forbids to make another.
-            let mut command = launch::command_line_in(&binary, is_root() && options.confined.is_none());
+            let mut command = launch::plain_command_line(&binary);
             command.args((!options.bare).then_some("agent")).arg("--config-dir").arg(config.path());
             command.args(["--listen-address", "127.0.0.1:0", "--log-format", "json"]);
             command
@@ -75,13 +74,17 @@ impl Agent {
         command.env("KUBECONFIG", node.kubeconfig()).envs(options.env.iter().copied()).stdin(Stdio::null());
         let lines = Arc::default();
         let writable = [node.root().to_owned(), node.state_dir()];
-        let confined = options.confined;
+        let (confined, own) = (options.confined, node.dir().to_owned());
         let prepare = move || {
+            let before = is_root().then(|| launch::enter_own_namespace(&own));
             if let Some(capabilities) = confined {
                 confine::confine(capabilities, &writable.each_ref().map(PathBuf::as_path));
             }
+            // Out of a confinement there is no way back.
+            before.filter(|_| confined.is_none())
         };
-        let child = launch::spawn_after(prepare, command, Arc::clone(&lines));
+        let undo = |before: Option<_>| before.iter().for_each(launch::leave);
+        let child = launch::spawn_between(prepare, undo, command, Arc::clone(&lines));
         Self { child, ended: false, config, lines }
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 /// One finished request, as the API server recorded it.
@@ -15,13 +16,18 @@ pub struct AuditEntry {
     pub name: String,
     pub code: i64,
     pub user_agent: String,
+    /// When the API server got it.
+    pub received: Timestamp,
 }
 
-/// The requests that a log records as finished.
+/// The requests that a log records as finished. It may do so after their answers.
 pub fn read(log: &Path) -> Vec<AuditEntry> {
-    let text = fs::read_to_string(log).unwrap_or_default();
+    let text = fs::read(log).unwrap_or_default();
     // The last line may be half written.
-    text.lines().filter_map(|line| AuditEntry::parse(&serde_json::from_str(line).ok()?)).collect()
+    String::from_utf8_lossy(&text)
+        .lines()
+        .filter_map(|line| AuditEntry::parse(&serde_json::from_str(line).ok()?))
+        .collect()
 }
 
 impl AuditEntry {
@@ -36,6 +42,7 @@ impl AuditEntry {
             name: text("/objectRef/name"),
             code: event.pointer("/responseStatus/code").and_then(Value::as_i64).unwrap_or_default(),
             user_agent: text("/userAgent"),
+            received: text("/requestReceivedTimestamp").parse().unwrap_or_default(),
         })
     }
 }

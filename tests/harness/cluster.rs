@@ -16,8 +16,8 @@ use super::rbac;
 use super::scratch::Scratch;
 use super::supervisor::{Supervisor, binary};
 
-const START_TIMEOUT: Duration = Duration::from_mins(1);
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_mins(3);
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// Where pods find the API server: the address of the Service `kubernetes`.
 pub const IN_CLUSTER: &str = "10.96.0.1:443";

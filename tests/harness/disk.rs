@@ -19,7 +19,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use super::scratch::{Scratch, mounts_below, unique};
 
 /// How long a busy mount is given to become free: the agent may be looking at it.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+const BUSY_TIMEOUT: Duration = Duration::from_mins(1);
 const BLOCK: usize = 1 << 20;
 
 /// Mounts a tmpfs of that size; makes the directory when it is missing.
@@ -66,7 +66,7 @@ pub fn make_shared(path: &Path) {
         .unwrap_or_else(|error| panic!("cannot make {} shared: {error}", path.display()));
 }
 
-/// Unmounts; one that is busy for longer than a moment is a failure of the test.
+/// Unmounts; one that stays busy is a failure of the test.
 pub fn umount(path: &Path) {
     let deadline = Instant::now() + BUSY_TIMEOUT;
     while let Err(error) = umount2(path, MntFlags::UMOUNT_NOFOLLOW) {

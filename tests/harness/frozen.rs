@@ -42,7 +42,7 @@ impl FrozenMount {
         command.stdin(Stdio::null());
         let server = launch::spawn(command, Arc::default());
         let mount = Self { point: point.to_owned(), server };
-        eventually("the FUSE filesystem", Duration::from_secs(10), || point.join("nbd").exists());
+        eventually("the FUSE filesystem", Duration::from_mins(1), || point.join("nbd").exists());
         mount
     }
 

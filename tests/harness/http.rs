@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// GETs a path from `address` (host:port) by HTTP/1.0; the answer's status and body.
 pub fn get(address: &str, path: &str) -> io::Result<(u16, String)> {

@@ -132,7 +132,11 @@ async fn forward(State(mut shared): State<Shared>, request: Request) -> Response
     let (parts, body) = request.into_parts();
     let is_watch = parts.uri.query().is_some_and(|query| query.contains("watch=true"));
     if is_watch {
-        *lock(&shared.watches) += 1;
+        // A cut after it was counted is one of this watch, even if its answer comes later.
+        let mut watches = lock(&shared.watches);
+        shared.cuts.mark_unchanged();
+        *watches += 1;
+        drop(watches);
         if take(&mut lock(&shared.faults).expired_watches) {
             let status = serde_json::json!({
                 "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410,
@@ -194,7 +198,6 @@ async fn forward(State(mut shared): State<Shared>, request: Request) -> Response
     let body = if lose {
         Body::from_stream(futures::stream::iter([Err::<&[u8], _>(std::io::Error::other("the answer is lost"))]))
     } else if is_watch {
-        shared.cuts.mark_unchanged();
         let mut cuts = shared.cuts;
         let cut = async move { cuts.changed().await.map_or((), drop) };
         let cut = futures::stream::once(cut).map(|()| Err(axum::Error::new(std::io::Error::other("the watch is cut"))));

@@ -15,6 +15,11 @@ pub fn unique() -> usize {
     COUNTER.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Where all of them are. One a user: nobody can lock or sweep another's.
+pub fn parent() -> PathBuf {
+    std::env::temp_dir().join(format!("mooring-tests-{}", nix::unistd::geteuid()))
+}
+
 /// A directory that is removed when this is dropped, or by a later run.
 pub struct Scratch {
     path: PathBuf,
@@ -24,8 +29,7 @@ pub struct Scratch {
 impl Scratch {
     /// A new directory whose name begins with `tag`, and the removal of those that dead runs left.
     pub fn new(tag: &str) -> Self {
-        // One a user: nobody can lock or sweep another's.
-        let parent = std::env::temp_dir().join(format!("mooring-tests-{}", nix::unistd::geteuid()));
+        let parent = parent();
         fs::create_dir_all(&parent).expect("a directory for test data can be made");
         // Between making a directory and locking it, no other run may sweep.
         let gate = File::create(parent.join(".gate")).expect("the gate file can be made");

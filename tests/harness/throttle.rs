@@ -36,6 +36,6 @@ impl Throttle {
 impl Drop for Throttle {
     fn drop(&mut self) {
         let group = self.group.clone();
-        eventually("the end of a cgroup", Duration::from_secs(30), || fs::remove_dir(&group).is_ok());
+        eventually("the end of a cgroup", Duration::from_mins(1), || fs::remove_dir(&group).is_ok());
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::ResourceExt;
 use mooring::pv::pv_name;
@@ -14,7 +15,7 @@ use crate::common::{SOON, is_labelled, start_with, wait_ready, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::volumes::{path_of, phase};
-use crate::harness::{Agent, AuditEntry, ControlPlane, Options};
+use crate::harness::{Agent, AuditEntry, ControlPlane, Options, eventually};
 use crate::wipe_scene::first_not_zero;
 
 const SIZE: u64 = 16 << 20;
@@ -118,19 +119,22 @@ fn of_agent(plane: &ControlPlane) -> Vec<AuditEntry> {
     plane.audit().into_iter().filter(own).collect()
 }
 
-/// What the agent has written of PVs, as (verb, name).
-fn writes(plane: &ControlPlane) -> Vec<(String, String)> {
-    let is_write = |entry: &AuditEntry| !["get", "list", "watch"].contains(&entry.verb.as_str());
+/// What the agent has written of PVs since then, as (verb, name).
+fn writes(plane: &ControlPlane, since: Timestamp) -> Vec<(String, String)> {
+    let is_write =
+        |entry: &AuditEntry| entry.received >= since && !["get", "list", "watch"].contains(&entry.verb.as_str());
     let of_pvs = of_agent(plane).into_iter().filter(|entry| entry.resource == "persistentvolumes" && is_write(entry));
     of_pvs.map(|entry| (entry.verb, entry.name)).collect()
 }
 
-/// The page's gauges, but for those of time.
+/// The page's gauges, but for what the process takes.
 async fn gauges(agent: &Agent) -> BTreeSet<String> {
     let page = agent.get("/metrics").await.1;
     let names: Vec<&str> =
         page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" gauge")).collect();
-    let of = |line: &str, name: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let of = |line: &str, name: &str| {
+        !name.starts_with("process_") && line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+    };
     page.lines().filter(|line| names.iter().any(|name| of(line, name))).map(str::to_owned).collect()
 }
 
@@ -159,8 +163,8 @@ async fn taken_over(plane: &ControlPlane, tag: &str, name_only: bool, own: Signe
         }
     }
     let before = node.pvs().await.len();
-    let already = writes(plane).len();
-    let keys = [("useNodeNameOnly", if name_only { "true" } else { "false" }), ("minResyncPeriod", "1s")];
+    let begun = Timestamp::now();
+    let keys = [("useNodeNameOnly", if name_only { "true" } else { "false" }), ("minResyncPeriod", "300ms")];
     let classes: [(&str, &Path, &str); 2] = [(&fs.0, &fs.1, ""), (&raw.0, &raw.1, "volumeMode: Block")];
     let agent = start_with(&node, &classes, &keys);
     for volume in &released {
@@ -168,6 +172,7 @@ async fn taken_over(plane: &ControlPlane, tag: &str, name_only: bool, own: Signe
         let now = node.wait_pv(&volume.path, anew, SOON).await;
         assert_eq!(now.name_any(), volume.pv.name_any());
         assert!(volume.is_blank(), "{}", volume.path.display());
+        wait_verdict(&agent, &volume.class, volume.entry(), "Published").await;
     }
     for volume in &kept {
         let now = node.wait_pv(&volume.path, is_labelled, SOON).await;
@@ -187,30 +192,47 @@ async fn taken_over(plane: &ControlPlane, tag: &str, name_only: bool, own: Signe
     let now = node.pvs().await;
     let paths: BTreeSet<String> = now.iter().map(|pv| path_of(pv).to_owned()).collect();
     assert_eq!((now.len(), paths.len()), (before, before), "{paths:?}");
-    // One patch for each that was adopted, and nothing else.
-    let of_this_node = writes(plane).split_off(already);
-    for volume in &kept {
-        let name = volume.pv.name_any();
-        let verbs: Vec<&str> =
-            of_this_node.iter().filter(|(_, of)| *of == name).map(|(verb, _)| verb.as_str()).collect();
-        assert_eq!(verbs, ["patch"], "{}", volume.path.display());
-    }
 
     // A second pass leaves everything as it was.
     resync(&agent).await;
-    let (settled, shown) = (writes(plane).len(), gauges(&agent).await);
-    assert!(shown.iter().any(|line| line.starts_with("mooring_volumes{")), "{shown:?}");
+    let settled = Timestamp::now();
+    let deadline = std::time::Instant::now() + SOON;
+    let shown = loop {
+        let now = gauges(&agent).await;
+        // A busy machine may look hung for a moment.
+        let mut volumes = now.iter().filter(|line| line.starts_with("mooring_volumes{"));
+        if volumes.clone().count() == 2 && volumes.all(|line| line.contains("verdict=\"Published\"")) {
+            break now;
+        }
+        assert!(std::time::Instant::now() < deadline, "{now:?}");
+        resync(&agent).await;
+    };
     resync(&agent).await;
     resync(&agent).await;
-    assert_eq!(gauges(&agent).await, shown);
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        let now = gauges(&agent).await;
+        if now == shown {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{now:?} instead of {shown:?}");
+        resync(&agent).await;
+    }
     drop(agent);
     // As does a restart.
     let agent = start_with(&node, &classes, &keys);
     wait_ready(&agent).await;
     resync(&agent).await;
     resync(&agent).await;
-    assert_eq!(writes(plane).split_off(settled), []);
+    assert_eq!(writes(plane, settled), []);
     assert_eq!(node.pvs().await.len(), before);
+    // One patch for each that was adopted, and nothing else.
+    for volume in &kept {
+        let of_it = || writes(plane, begun).into_iter().filter(|(_, of)| *of == volume.pv.name_any());
+        eventually("its patch in the audit log", SOON, || of_it().count() > 0);
+        let verbs: Vec<String> = of_it().map(|(verb, _)| verb).collect();
+        assert_eq!(verbs, ["patch"], "{}", volume.path.display());
+    }
 }
 
 #[tokio::test]
@@ -228,7 +250,7 @@ async fn the_go_provisioners_pvs_are_taken_over_by_one_patch_each_and_wiped_when
     std::fs::write(fs.1.join("v/secret"), SECRET).expect("a file can be written");
     node.release(&claim).await;
     let theirs = node.wait_pv(&fs.1.join("v"), |pv| phase(pv) == "Released", SOON).await;
-    let agent = start_with(&node, &[(&fs.0, &fs.1, "")], &[("minResyncPeriod", "1s")]);
+    let agent = start_with(&node, &[(&fs.0, &fs.1, "")], &[("minResyncPeriod", "300ms")]);
     wait_verdict(&agent, &fs.0, "v", "IdentityChanged").await;
     resync(&agent).await;
     let now = node.wait_pv(&fs.1.join("v"), |_| true, SOON).await;

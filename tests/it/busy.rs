@@ -12,7 +12,9 @@ use mooring::plan::Target;
 
 use crate::claim::target;
 use crate::harness::disk::{self, LoopDisk};
-use crate::harness::{Scratch, eventually, require_own_namespace};
+use crate::harness::{Scratch, eventually, launch, require_own_namespace};
+
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A shell that does something and undoes it when its input ends: with this value, or
 /// with this process.
@@ -29,6 +31,16 @@ impl Holder {
         let line = BufReader::new(output).lines().next().expect("the shell says something").expect("it is text");
         assert_eq!(line, "ready");
         Self(child)
+    }
+
+    /// The same in a mount namespace that only it is in, and where no other test has anything mounted.
+    pub fn elsewhere(begin: &str, end: &str) -> Self {
+        let hold = || {
+            let _ours = launch::enter_own_namespace(Path::new("/none/of/them"));
+            Self::new(&["sh"], begin, end)
+        };
+        // A thread's namespace ends with it, but for what it has started.
+        std::thread::scope(|scope| scope.spawn(hold).join()).expect("the shell is started")
     }
 }
 
@@ -47,15 +59,16 @@ fn busy(target: &Target) -> Option<String> {
     }
 }
 
-/// Makes sure that the volume is busy, and that the message names the user.
+/// Makes sure that the volume is busy, and that the message names the user. Another one may
+/// have it for a moment, and a loop device may be slow to answer what it is on.
 fn busy_for(target: &Target, user: &str) {
-    let text = busy(target).unwrap_or_else(|| panic!("it is not busy, though {user}"));
-    assert!(text.contains(user), "{text} does not say {user}");
+    eventually(&format!("{user} is told"), PATIENCE, || busy(target).is_some_and(|text| text.contains(user)));
 }
 
-/// The last close of a device or a mount may come a moment after its user is gone.
+/// The last close of a device or a mount may come a moment after its user is gone; and one who
+/// looks for a free loop device may have opened this one.
 fn free(target: &Target) {
-    eventually("it is free again", Duration::from_secs(10), || busy(target).is_none());
+    eventually("it is free", PATIENCE, || busy(target).is_none());
 }
 
 /// A disk, and a link to it as `disk` in a discovery directory.
@@ -66,7 +79,7 @@ async fn disk(scratch: &Scratch) -> (LoopDisk, Target) {
     let disk = LoopDisk::new(scratch.path(), 64 << 20);
     disk.link(&dir, "disk");
     let target = target(&dir, "disk").await;
-    assert_eq!(busy(&target), None);
+    free(&target);
     (disk, target)
 }
 
@@ -81,8 +94,7 @@ async fn a_device_that_is_mounted_is_busy_wherever_it_is_mounted() {
     disk::umount(&point);
     free(&target);
     // In a namespace that only another process is in.
-    let elsewhere = ["unshare", "--mount", "--propagation", "private", "--", "sh"];
-    let holder = Holder::new(&elsewhere, &format!("mount -t ext4 {} {}", disk.device.display(), point.display()), ":");
+    let holder = Holder::elsewhere(&format!("mount -t ext4 {} {}", disk.device.display(), point.display()), ":");
     busy_for(&target, &format!("mounted at {} as process ", point.display()));
     drop(holder);
     free(&target);
@@ -98,10 +110,9 @@ async fn a_device_under_another_loop_device_is_busy() {
     free(&target);
     // The kubelet's way: by a node of another name that only its own namespace shows.
     let node = scratch.path().join("node");
-    let inner = ["unshare", "--mount", "--propagation", "private", "--", "sh"];
     let (node, device) = (node.display(), disk.device.display());
     let begin = format!("touch {node} && mount --bind {device} {node} && over=$(losetup --find --show {node})");
-    let holder = Holder::new(&inner, &begin, "losetup --detach $over");
+    let holder = Holder::elsewhere(&begin, "losetup --detach $over");
     busy_for(&target, "backing of /dev/loop");
     drop(holder);
     free(&target);
@@ -156,7 +167,8 @@ async fn a_partition_and_its_disk_keep_each_other() {
     let over = LoopDisk::attach(disk.partition(1));
     busy_for(&whole, &format!("backing of {}", over.device.display()));
     busy_for(&parts[0], &format!("backing of {}", over.device.display()));
-    assert_eq!(busy(&parts[1]), None, "its neighbour is another volume");
+    // Its neighbour is another volume.
+    free(&parts[1]);
     drop(over);
     free(&whole);
     let over = LoopDisk::attach(disk.device.clone());

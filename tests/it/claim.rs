@@ -6,10 +6,11 @@ use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mooring::deleter::{WipeError, claim, inspect};
-use mooring::discovery::{Listing, Observed};
+use mooring::discovery::{Listing, Observed, Snapshot};
 use mooring::identity::{DeviceNumber, Identity};
 use mooring::ledger::{Entry, EntryId};
 use mooring::method::WipeRules;
@@ -19,18 +20,23 @@ use mooring::node::sysfs::Sysfs;
 use mooring::plan::Target;
 use mooring::reclaim::{Begun, Fence, Step, next_step};
 
+use crate::common::SOON;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::{Scratch, require_own_namespace};
 use crate::properties::fenced_pv;
 
-/// What discovery sees at an entry now.
+/// What discovery sees at an entry now. On a busy machine it may take the kernel for hung at first.
 pub async fn observed(dir: &Path, entry: &str) -> Observed {
     let directory = dir.display().to_string();
     let mut scanner = Scanner::start([directory.clone()].into()).expect("a scanner can be started");
-    let snapshot = scanner.snapshots.wait_for(Option::is_some).await.expect("it takes a snapshot").clone();
-    let listing = &snapshot.as_ref().expect("just waited for").directories[&directory];
-    let Listing::Entries(entries) = listing else { panic!("the directory can't be read: {listing:?}") };
-    entries.iter().find(|other| other.name == entry).expect("the entry is there").observed.clone()
+    let seen = |snapshot: &Option<Arc<Snapshot>>| {
+        let Listing::Entries(entries) = &snapshot.as_ref()?.directories[&directory] else { return None };
+        let entry = entries.iter().find(|other| other.name == entry)?;
+        Some(entry.observed.clone()).filter(|observed| *observed != Observed::Unresponsive)
+    };
+    let found = scanner.snapshots.wait_for(|snapshot| seen(snapshot).is_some());
+    let found = tokio::time::timeout(SOON, found).await.expect("the entry is seen");
+    seen(&found.expect("the scanner runs")).expect("just waited for")
 }
 
 pub async fn target(dir: &Path, entry: &str) -> Target {
@@ -41,10 +47,22 @@ pub async fn target(dir: &Path, entry: &str) -> Target {
     with_identity(dir, entry, identity)
 }
 
+/// Does something with a device that somebody may have open for a moment: who looks for a free
+/// loop device, or has not yet become another program.
+fn unless_busy<T>(work: impl Fn() -> Result<T, WipeError>) -> Result<T, WipeError> {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match work() {
+            Err(WipeError::Busy(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            done => return done,
+        }
+    }
+}
+
 /// Makes sure that the volume is refused for another key; returns the digest that it
 /// has now, as the message tells it.
 pub fn refused_for(target: &Target, key: &str) -> String {
-    match inspect(target) {
+    match unless_busy(|| inspect(target)) {
         Err(WipeError::IdentityChanged(text)) if text.starts_with(key) => {
             text.rsplit(' ').next().expect("it is a sentence").to_owned()
         }
@@ -132,11 +150,11 @@ async fn only_the_disk_that_was_seen_is_taken_and_only_while_nobody_uses_it() {
     let (first, second) = (LoopDisk::new(scratch.path(), 16 << 20), LoopDisk::new(scratch.path(), 16 << 20));
     let link = first.link(&dir, "disk");
     let target = target(&dir, "disk").await;
-    inspect(&target).expect("it is as it was seen");
+    unless_busy(|| inspect(&target)).expect("it is as it was seen");
     // The link leads to another disk.
     fs::remove_file(&link).expect("a link can be removed");
     second.link(&dir, "disk");
-    assert!(matches!(inspect(&target), Err(WipeError::IdentityChanged(_))));
+    assert!(matches!(unless_busy(|| inspect(&target)), Err(WipeError::IdentityChanged(_))));
     fs::remove_file(&link).expect("a link can be removed");
     first.link(&dir, "disk");
     let both = [first.link(&dir, "one"), second.link(&dir, "two")];
@@ -153,7 +171,7 @@ async fn only_the_disk_that_was_seen_is_taken_and_only_while_nobody_uses_it() {
     first.mount_ext4(&scratch.path().join("mounted"));
     assert!(matches!(inspect(&target), Err(WipeError::Busy(_))));
     disk::umount(&scratch.path().join("mounted"));
-    inspect(&target).expect("it is free again");
+    unless_busy(|| inspect(&target)).expect("it is free again");
 }
 
 /// Detaches the disk and attaches the file under the same number, as long as nobody
@@ -177,7 +195,7 @@ async fn another_disk_under_the_same_device_number_is_not_taken() {
         let first = LoopDisk::new(scratch.path(), 16 << 20);
         let link = first.link(&dir, "disk");
         let target = target(&dir, "disk").await;
-        inspect(&target).expect("it is as it was seen");
+        unless_busy(|| inspect(&target)).expect("it is as it was seen");
         // The same file again is another attachment: what was done to it meanwhile?
         let file = first.backing.clone();
         if let Some(again) = exchange(first, &file) {
@@ -214,7 +232,7 @@ async fn a_claimed_disk_is_not_exchanged_under_the_claim() {
     let (first, other) = (LoopDisk::new(scratch.path(), 16 << 20), LoopDisk::new(scratch.path(), 16 << 20));
     first.link(&dir, "disk");
     let target = target(&dir, "disk").await;
-    let claimed = claim(fence(), &target).expect("it is as it was seen");
+    let claimed = unless_busy(|| claim(fence(), &target)).expect("it is as it was seen");
     // Between the look and the first byte the disk is pulled and another plugged in.
     let (device, file) = (first.device.clone(), first.backing.clone());
     assert!(exchange(first, &other.backing).is_none(), "the claim's open file keeps the number");

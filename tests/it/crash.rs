@@ -22,13 +22,13 @@ use crate::harness::node::TestNode;
 use crate::harness::volumes::{path_of, phase};
 use crate::harness::{Agent, shared};
 use crate::wipe_scene::{bytes_written, first_not_zero};
-use site::{Site, Ward, site};
+use site::{LIMIT, Site, Ward, site};
 
 /// How often an agent is killed, on how many nodes at the same time.
 const KILLS: usize = 200;
 const NODES: usize = 3;
-/// How often each phase must be hit at least.
-const LEAST: usize = 10;
+/// How often each phase must be hit at least on each node.
+const LEAST: usize = 4;
 /// What the agent is at with a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
@@ -43,12 +43,18 @@ enum Phase {
 const PHASES: [Phase; 6] =
     [Phase::Publishing, Phase::Fencing, Phase::WipingDevice, Phase::RemovingTree, Phase::Verifying, Phase::RemovingPv];
 impl Site {
-    /// Starts agents and kills them, each when it comes to another phase.
+    /// Starts agents and kills them, each when it comes to another phase. A phase that was hit too
+    /// rarely is aimed at again: on a busy machine the blow comes late.
     async fn kill(&self, kills: usize) -> BTreeMap<Phase, usize> {
         let mut hits: BTreeMap<Phase, usize> = PHASES.map(|phase| (phase, 0)).into();
-        for number in 0..kills {
+        let deadline = Instant::now() + LIMIT / 2;
+        for number in 0.. {
+            let wanted: Vec<Phase> = PHASES.into_iter().filter(|phase| number < kills || hits[phase] < LEAST).collect();
+            if wanted.is_empty() || Instant::now() > deadline {
+                break;
+            }
             let mut agent = self.agent();
-            let aim = PHASES[number % PHASES.len()];
+            let aim = wanted[number % wanted.len()];
             self.wait_for(aim, &agent).await;
             agent.signal(Signal::SIGKILL);
             agent.wait_exit(SOON).await;
@@ -145,19 +151,15 @@ async fn whenever_the_agent_is_killed_no_tenant_gets_anothers_data() {
     }
     let begun = Instant::now();
     let ends = futures::future::join_all(sites.iter().map(run)).await;
-    let mut hits = BTreeMap::new();
-    for (phase, count) in ends.into_iter().flatten() {
-        *hits.entry(phase).or_insert(0) += count;
-    }
     let tenants: usize = sites.iter().map(|site| site.tenants.load(Ordering::Relaxed)).sum();
     let lost: usize = sites.iter().map(|site| site.lost.load(Ordering::Relaxed)).sum();
     let seconds = begun.elapsed().as_secs_f64();
-    eprintln!("{KILLS} kills, {tenants} tenants, {lost} PVs removed, {seconds:.0} s; phases that were hit: {hits:?}");
+    eprintln!("{KILLS} kills, {tenants} tenants, {lost} PVs removed, {seconds:.0} s; phases that were hit: {ends:?}");
     for site in &sites {
         assert_eq!(*site.faults.lock().unwrap_or_else(PoisonError::into_inner), [""; 0]);
     }
-    for phase in PHASES {
-        assert!(hits[&phase] >= LEAST, "{phase:?} was hit {} times only", hits[&phase]);
+    for hits in ends {
+        assert!(hits.values().all(|count| *count >= LEAST), "{hits:?}");
     }
     for site in sites {
         site.node.clean_up().await;
@@ -193,10 +195,40 @@ async fn live(site: &Site) -> BTreeMap<Phase, usize> {
     hits
 }
 
-/// The first place of the device that the ledger says is not known to be wiped.
-fn cursor(node: &TestNode, path: &Path) -> u64 {
-    let entry = ledger(node).remove(path).unwrap_or_default();
-    entry["state"]["cursor"]["offset"].as_u64().unwrap_or_default()
+/// The first place of the device that the ledger says is not known to be wiped, in the middle of a wipe.
+fn cursor(node: &TestNode, path: &Path) -> Option<u64> {
+    let entry = ledger(node).remove(path)?;
+    let cursor = &entry["state"]["cursor"];
+    cursor["offset"].as_u64().filter(|_| entry["state"]["is"] == "wiping" && cursor["pass"] == 0)
+}
+
+/// Has the device used, released and wiped by an agent that is killed when a part of it is done. Returns
+/// the PV, and how far it was; none when the blow came too late.
+async fn kill_in_the_middle(
+    node: &TestNode,
+    classes: &[(&str, &Path, &str)],
+    disk: &LoopDisk,
+    link: &Path,
+) -> Option<(PersistentVolume, u64)> {
+    let size = fs::metadata(&disk.backing).expect("it is a file").len();
+    let mut agent = start(node, classes);
+    let pv = node.wait_pv(link, |pv| phase(pv) == "Available", SOON).await;
+    let claim = node.bind(&pv.name_any()).await;
+    for place in 0..64 {
+        disk.write_at(place * size / 64, &b"TENANT-SECRET...".repeat(256));
+    }
+    node.release(&claim).await;
+    agent.wait_log("Wipe begins", SOON).await;
+    // It is written down each second.
+    let deadline = Instant::now() + SOON;
+    let is_at_it = || agent.logs().iter().all(|line| !line.contains("\"Volume is wiped and verified\""));
+    while is_at_it() && cursor(node, link).is_none_or(|at| at < size / 8) {
+        assert!(Instant::now() < deadline, "the cursor is at {:?}", cursor(node, link));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    agent.signal(Signal::SIGKILL);
+    agent.wait_exit(SOON).await;
+    cursor(node, link).map(|at| (pv, at))
 }
 
 #[tokio::test]
@@ -207,31 +239,24 @@ async fn a_wipe_that_was_killed_in_its_middle_is_not_begun_anew() {
     let disks = node.discovery_dir("disks");
     let disk = LoopDisk::new(node.dir(), SIZE);
     let link = disk.link(&disks, "disk");
-    // Four seconds, in which the cursor is written down each second.
-    let classes = [(class.as_str(), disks.as_path(), "volumeMode: Block\nwipe: {method: zero, bandwidth: 256Mi}")];
-    let mut agent = start(&node, &classes);
-    let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
-    let claim = node.bind(&pv.name_any()).await;
-    for place in 0..64 {
-        disk.write_at(place * SIZE / 64, &b"TENANT-SECRET...".repeat(256));
+    let class_with = |rules| [(class.as_str(), disks.as_path(), rules)];
+    // It takes four seconds; a busy machine may sleep through them.
+    let slow = class_with("volumeMode: Block\nwipe: {method: zero, bandwidth: 256Mi}");
+    let mut killed = None;
+    for _ in 0..10 {
+        killed = kill_in_the_middle(&node, &slow, &disk, &link).await;
+        if killed.is_some() {
+            break;
+        }
     }
-    node.release(&claim).await;
-    let deadline = Instant::now() + SOON;
-    while cursor(&node, &link) < SIZE / 2 {
-        assert!(Instant::now() < deadline, "the cursor is at {}", cursor(&node, &link));
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    agent.signal(Signal::SIGKILL);
-    agent.wait_exit(SOON).await;
-    let at = cursor(&node, &link);
-    assert!(at < SIZE, "the wipe was in its middle, and not at its end");
-    assert!(first_not_zero(&disk.backing).is_some());
+    let (pv, at) = killed.expect("one of ten wipes is killed in its middle");
+    assert!(at < SIZE && first_not_zero(&disk.backing).is_some(), "it was at {at}");
     let before = bytes_written(&disk.device);
-    let agent = start(&node, &classes);
+    let agent = start(&node, &class_with("volumeMode: Block\nwipe: {method: zero}"));
     node.wait_pv(&link, |now| phase(now) == "Available" && now.uid() != pv.uid(), SOON).await;
     let written = bytes_written(&disk.device) - before;
     eprintln!("killed at {} %, {} % written after", at * 100 / SIZE, written * 100 / SIZE);
-    assert!(written < SIZE * 6 / 10, "{written} bytes were written after the restart");
+    assert!(written < SIZE - at + SIZE / 10, "{written} bytes were written after the restart");
     assert!(written >= SIZE - at, "{written} bytes are not all of what was left");
     assert_eq!(first_not_zero(&disk.backing), None);
     drop(agent);
@@ -273,7 +298,8 @@ async fn an_agent_that_the_kernel_holds_leaves_its_node_to_the_next_one() {
     first.signal(Signal::SIGTERM);
     let line = first.wait_log("The kernel holds this thread", SOON).await;
     assert!(line.contains(&held.name_any()), "{line}");
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // What the kubelet gives a pod that does not say otherwise.
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     // While the old process can't end, the next agent does all that is to be done.
     let second = start(&node, &classes);
     second.wait_log("State directory opened", SOON).await;

@@ -153,7 +153,8 @@ async fn another_disk_under_the_same_number_is_not_wiped() {
 fn in_the_place_of(disk: LoopDisk, file: &Path) -> LoopDisk {
     let device = disk.device.clone();
     drop(disk);
-    let deadline = std::time::Instant::now() + SOON;
+    // As long as that test may take.
+    let deadline = std::time::Instant::now() + 5 * SOON;
     loop {
         if let Some(other) = LoopDisk::attach_at(&device, file.to_owned()) {
             return other;

@@ -3,7 +3,7 @@
 //! All the while every phase of the PVs and claims is watched, and whenever a claim gets a
 //! volume, its disk is read in full.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,8 +22,12 @@ use crate::harness::{Agent, shared};
 use crate::wipe_scene::first_not_zero;
 
 const SIZE: usize = 3 << 20;
-/// A wipe takes about three seconds.
-const SLOW: &str = "volumeMode: Block\nwipe: {bandwidth: 1Mi}";
+/// A wipe takes more than a second.
+const SLOW: &str = "volumeMode: Block\nwipe: {bandwidth: 2Mi}";
+/// A wipe of a large disk takes two minutes, and a second with the other rules.
+const LARGE: u64 = 128 << 20;
+const SLOWEST: &str = "volumeMode: Block\nwipe: {bandwidth: 1Mi}";
+const QUICK: &str = "volumeMode: Block\nwipe: {bandwidth: 128Mi}";
 const LET_GO: &str = r#"{"metadata": {"annotations": {"mooring.dev/hold": null}}}"#;
 
 /// What somebody does.
@@ -85,18 +89,19 @@ struct Scene {
 }
 
 /// `held`: the wipes are held.
-async fn released(tag: &str, keys: &[(&str, &str)], held: bool) -> Scene {
+async fn released(tag: &str, size: u64, rules: &str, keys: &[(&str, &str)], held: bool) -> Scene {
     let node = TestNode::new(shared(), tag).await;
     let class = node.class("raw", "Delete").await;
     let disks = node.discovery_dir("disks");
-    let made: Vec<_> = ALL.map(|attack| (attack, LoopDisk::new(node.dir(), SIZE as u64))).into();
-    let agent = start_with(&node, &[(&class, &disks, SLOW)], keys);
+    let made: Vec<_> = ALL.map(|attack| (attack, LoopDisk::new(node.dir(), size))).into();
+    let agent = start_with(&node, &[(&class, &disks, rules)], keys);
     let mut volumes = Vec::new();
     for (attack, disk) in made {
         let link = disk.link(&disks, &format!("{attack:?}"));
         let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
         let claim = node.bind(&pv.name_any()).await;
-        disk.write_at(0, &b"TENANT-SECRET...".repeat(SIZE / 16));
+        // A wipe comes to it last.
+        disk.write_at(size - SIZE as u64, &b"TENANT-SECRET...".repeat(SIZE / 16));
         volumes.push(Volume { attack, disk, link, pv, claim, rival: None });
     }
     let witness = Witness::of(&node, &volumes);
@@ -110,6 +115,15 @@ async fn released(tag: &str, keys: &[(&str, &str)], held: bool) -> Scene {
 }
 
 impl Scene {
+    async fn kill(&mut self) {
+        self.agent.signal(nix::sys::signal::Signal::SIGKILL);
+        self.agent.wait_exit(SOON).await;
+    }
+
+    fn start(&mut self, rules: &str, keys: &[(&str, &str)]) {
+        self.agent = start_with(&self.node, &[(&self.class, &self.disks, rules)], keys);
+    }
+
     /// Attacks each volume; with a fence, the API server denies it. `with` is changed
     /// together with `claimRef`.
     async fn attack(&mut self, fenced: bool, with: &str) {
@@ -150,7 +164,7 @@ impl Scene {
             wait_bound(&self.node, volume, is_its).await;
             assert_eq!(first_not_zero(&volume.disk.backing), None, "{:?}", volume.attack);
         }
-        assert_eq!(self.witness.end(), [""; 0]);
+        assert_eq!(self.witness.end(&self.volumes).await, [""; 0]);
         drop(self.agent);
         self.node.clean_up().await;
     }
@@ -161,7 +175,7 @@ async fn wait_bound(node: &TestNode, volume: &Volume, is_its: impl Fn(&Persisten
     let rival = volume.rival.as_ref().expect("it was attacked");
     let bind = async {
         while !node.nudge(rival).await {
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::join!(node.wait_pv(&volume.link, is_its, SOON), bind);
@@ -179,18 +193,34 @@ async fn wait_denied(node: &TestNode, volume: &Volume, patch: &Value) {
 /// Watches the PVs and claims of a scene, and notes what must not be.
 struct Witness {
     faults: Arc<Mutex<Vec<String>>>,
+    bound: Bound,
     tasks: [tokio::task::JoinHandle<()>; 2],
 }
+
+/// The UIDs of new claims that were seen Bound.
+type Bound = Arc<Mutex<BTreeSet<String>>>;
 
 impl Witness {
     fn of(node: &TestNode, volumes: &[Volume]) -> Self {
         let faults = Arc::new(Mutex::new(Vec::new()));
-        let of_claims = watch_claims(node, volumes, Arc::clone(&faults));
+        let bound = Bound::default();
+        let of_claims = watch_claims(node, volumes, Arc::clone(&faults), Arc::clone(&bound));
         let of_pvs = watch_pvs(node, volumes, Arc::clone(&faults));
-        Self { faults, tasks: [tokio::spawn(of_claims), tokio::spawn(of_pvs)] }
+        Self { faults, bound, tasks: [tokio::spawn(of_claims), tokio::spawn(of_pvs)] }
     }
 
-    fn end(&self) -> Vec<String> {
+    /// What must not have been. By now each volume's rival is Bound, which is waited for to be seen.
+    async fn end(&self, volumes: &[Volume]) -> Vec<String> {
+        let rivals: BTreeSet<_> = volumes
+            .iter()
+            .map(|volume| volume.rival.as_ref().and_then(ResourceExt::uid).expect("it has a UID"))
+            .collect();
+        let seen = || self.bound.lock().unwrap_or_else(PoisonError::into_inner).is_superset(&rivals);
+        let deadline = std::time::Instant::now() + SOON;
+        while !seen() {
+            assert!(std::time::Instant::now() < deadline, "not all rivals are seen Bound");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         assert!(!self.tasks.iter().any(tokio::task::JoinHandle::is_finished), "a watch has ended");
         self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -210,6 +240,7 @@ fn watch_claims(
     node: &TestNode,
     volumes: &[Volume],
     faults: Arc<Mutex<Vec<String>>>,
+    bound: Bound,
 ) -> impl Future<Output = ()> + use<> {
     let tenants: Vec<_> = volumes.iter().map(|volume| volume.claim.uid()).collect();
     let disks: BTreeMap<_, _> = volumes.iter().map(|volume| (volume.name(), volume.disk.backing.clone())).collect();
@@ -220,12 +251,13 @@ fn watch_claims(
             let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
             let pv = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_ref());
             let Some(disk) = pv.and_then(|pv| disks.get(pv)) else { continue };
-            if phase == Some("Bound")
-                && !tenants.contains(&claim.uid())
-                && let Some(place) = first_not_zero(disk)
-            {
+            if phase != Some("Bound") || tenants.contains(&claim.uid()) {
+                continue;
+            }
+            if let Some(place) = first_not_zero(disk) {
                 note(&faults, format!("{} has got a volume that is not zero at {place}", claim.name_any()));
             }
+            bound.lock().unwrap_or_else(PoisonError::into_inner).extend(claim.uid());
         }
     }
 }
@@ -258,7 +290,7 @@ async fn before_the_fence_whoever_takes_the_pv_keeps_its_data() {
     // At leisure, and together with letting go of the wipe: then the agent and the
     // controller-manager see it at the same time.
     for (tag, at_once) in [("taken", false), ("taken-at-once", true)] {
-        let mut scene = released(tag, &[], true).await;
+        let mut scene = released(tag, SIZE as u64, SLOW, &[], true).await;
         for volume in &scene.volumes {
             scene.node.wait_pv(&volume.link, |pv| phase(pv) == "Released", SOON).await;
         }
@@ -281,7 +313,7 @@ async fn before_the_fence_whoever_takes_the_pv_keeps_its_data() {
             let data = std::fs::read(&volume.disk.backing).expect("it can be read");
             assert!(data == b"TENANT-SECRET...".repeat(SIZE / 16), "{:?}: the data is kept", volume.attack);
         }
-        let kept = witness.end();
+        let kept = witness.end(&volumes).await;
         assert_eq!(kept.len(), volumes.len() - 1, "each has got the data that it was given: {kept:?}");
         drop(agent);
         node.clean_up().await;
@@ -300,9 +332,8 @@ async fn after_the_delete_nobody_gets_the_volume_before_it_is_wiped() {
 
 /// An agent went as far as the finalizer, or the DELETE, and the next one is late.
 async fn fenced_by_an_agent_that_died(tag: &str, deleted: bool) {
-    let mut scene = released(tag, &[], true).await;
-    scene.agent.signal(nix::sys::signal::Signal::SIGKILL);
-    scene.agent.wait_exit(SOON).await;
+    let mut scene = released(tag, SIZE as u64, SLOW, &[], true).await;
+    scene.kill().await;
     for volume in &scene.volumes {
         scene.node.wait_pv(&volume.link, |pv| phase(pv) == "Released", SOON).await;
         let finalizers = [volume.pv.finalizers(), &["mooring.dev/wipe".to_owned()]].concat();
@@ -315,20 +346,27 @@ async fn fenced_by_an_agent_that_died(tag: &str, deleted: bool) {
         }
     }
     scene.attack(true, "{}").await;
-    scene.agent = start_with(&scene.node, &[(&scene.class, &scene.disks, SLOW)], &[]);
+    scene.start(SLOW, &[]);
     scene.wiped_for_the_rivals().await;
 }
 
 #[tokio::test]
 async fn while_it_waits_for_its_turn_and_in_the_middle_of_its_wipe_nobody_gets_the_volume() {
     for (tag, wipes) in [("turn", "1"), ("middle", "4")] {
-        let mut scene = released(tag, &[("maxParallelWipes", wipes)], false).await;
+        let keys = [("maxParallelWipes", wipes)];
+        let mut scene = released(tag, LARGE, SLOWEST, &keys, false).await;
         for volume in &scene.volumes {
             let fenced = |pv: &PersistentVolume| pv.metadata.deletion_timestamp.is_some();
             scene.node.wait_pv(&volume.link, fenced, SOON).await;
         }
         scene.agent.wait_log("Wipe begins", SOON).await;
         scene.attack(true, "{}").await;
+        for volume in &scene.volumes {
+            assert!(!scene.node.nudge(volume.rival.as_ref().expect("it was attacked")).await, "{:?}", volume.attack);
+        }
+        // It goes on, and to its end.
+        scene.kill().await;
+        scene.start(QUICK, &keys);
         scene.wiped_for_the_rivals().await;
     }
 }

@@ -39,6 +39,7 @@ async fn an_old_manifests_flags_run_the_agent_without_a_subcommand() {
     );
     node.wait_pv(&disks.join("v"), |_| true, SOON).await;
     assert_eq!(agent.get("/old-metrics").await.0, 200);
+    agent.wait_log("without a meaning here", SOON).await;
     let logs = agent.logs();
     let warnings: Vec<_> = logs.iter().filter(|line| line.contains("without a meaning here")).collect();
     assert_eq!(warnings.len(), 1, "{logs:?}");

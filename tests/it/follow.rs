@@ -8,14 +8,13 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::ResourceExt;
 use nix::mount::{MsFlags, mount};
 
-use crate::common::{SOON, start_with, verdict, wait_ready, wait_verdict};
+use crate::common::{SOON, start_with, wait_ready, wait_saying, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::shared;
 use crate::harness::volumes::phase;
 use crate::tenancy::{Scene, Store};
 
-const HOLD: &str = "mooring.dev/hold";
 /// Longer than any test.
 const NEVER: &[(&str, &str)] = &[("withdrawAfter", "1h")];
 const AT_ONCE: &[(&str, &str)] = &[("withdrawAfter", "0s")];
@@ -203,12 +202,14 @@ async fn a_released_volume_that_is_away_is_wiped_when_it_is_back() {
     scene.keys = AT_ONCE;
     scene.begin();
     let used = scene.use_all().await;
-    scene.node.annotate_node(HOLD, Some("true")).await;
+    // On the PV: what the Node says may come after the release.
+    for (pv, _) in &used {
+        scene.node.hold(&pv.name_any(), true).await;
+    }
     for ((store, (pv, claim)), reason) in scene.stores.iter().zip(&used).zip(["NotAMountPoint", "Vanished"]) {
         scene.node.release(claim).await;
         store.wait(&scene.node, "Released").await;
-        let detail = wait_verdict(scene.agent(), &store.class, "vol", "Pending").await;
-        assert!(detail.contains("hold"), "{detail}");
+        wait_saying(scene.agent(), &store.class, "vol", "Pending", "hold").await;
         store.detach();
         wait_verdict(scene.agent(), &store.class, "vol", reason).await;
         if reason == "NotAMountPoint" {
@@ -216,7 +217,9 @@ async fn a_released_volume_that_is_away_is_wiped_when_it_is_back() {
         }
         scene.node.wait_event(&pv.name_any(), reason, "", SOON).await;
     }
-    scene.node.annotate_node(HOLD, None).await;
+    for (pv, _) in &used {
+        scene.node.hold(&pv.name_any(), false).await;
+    }
     agent_has_seen(&scene, "after").await;
     for (store, (pv, _)) in scene.stores.iter().zip(&used) {
         let now = store.wait(&scene.node, "Released").await;
@@ -274,7 +277,7 @@ async fn a_volume_that_grows_raises_the_capacity_of_its_pv_bound_or_not() {
         }
     }
     for (class, entry) in [(&fs_class, "v"), (&raw_class, "disk")] {
-        assert_eq!(verdict(&agent, class, entry).await.expect("it is shown").0, "Published");
+        wait_verdict(&agent, class, entry, "Published").await;
     }
     drop(agent);
     node.clean_up().await;

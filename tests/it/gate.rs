@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::ResourceExt;
 use serde_json::json;
 
-use crate::common::{SOON, verdict, wait_ready, wait_verdict};
+use crate::common::{SOON, wait_ready, wait_saying, wait_verdict};
 use crate::harness::disk::LoopDisk;
 use crate::harness::volumes::phase;
 use crate::harness::{ControlPlane, Options};
@@ -38,6 +38,8 @@ async fn deleted_by_hand(tag: &str) -> (Scene, Vec<PersistentVolume>) {
     let mut scene = Scene::new(tag, "Retain").await;
     scene.begin();
     let used = scene.use_all().await;
+    // Later it may see all that comes at once, and not know whose the data is.
+    scene.wait_ledger("used").await;
     let quarantined = scene
         .never_offered(async {
             let mut quarantined = Vec::new();
@@ -73,11 +75,13 @@ async fn a_used_pv_deleted_while_the_agent_runs_comes_back_and_emptying_it_by_ha
         scene.agent().logs().iter().filter(|line| line.contains(words) && line.contains(about)).count()
     };
     let deadline = std::time::Instant::now() + SOON;
-    while lines("Work failed", &quarantined[0].name_any()) < 5 {
+    while lines("Work failed", &quarantined[0].name_any()) < 4 {
         assert!(std::time::Instant::now() < deadline, "it is not looked at again");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    assert!(lines("\"verdict\":\"Quarantined\"", &path) <= 2, "{:?}", scene.agent().logs());
+    // A busy machine may look hung in between.
+    let most = 2 + lines("\"verdict\":\"Unresponsive\"", &path);
+    assert!(lines("\"verdict\":\"Quarantined\"", &path) <= most, "{:?}", scene.agent().logs());
     scene.stores.iter().for_each(Store::empty_by_hand);
     offered_clean(&scene, &quarantined).await;
     scene.end().await;
@@ -136,8 +140,7 @@ async fn a_retired_volume_stays_out_also_after_a_restart() {
             scene.begin();
         }
         for store in &scene.stores {
-            let detail = wait_verdict(scene.agent(), &store.class, "vol", "Dirty").await;
-            assert!(detail.contains("retired"), "{detail}");
+            wait_saying(scene.agent(), &store.class, "vol", "Dirty", "retired").await;
             assert!(store.has_secret());
         }
         wait_ready(scene.agent()).await;
@@ -229,7 +232,10 @@ async fn a_pv_bound_released_and_taken_back_unseen_counts_as_used() {
     scene.wait_ledger_text("\"since\":").await;
     scene.kill().await;
     // The API server's clock has seconds.
-    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    let offered = jiff::Timestamp::now().as_second();
+    while jiff::Timestamp::now().as_second() == offered {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     let used = scene.use_all().await;
     for (store, (pv, claim)) in scene.stores.iter().zip(&used) {
         scene.node.release(claim).await;
@@ -357,6 +363,33 @@ async fn an_unused_pv_deleted_while_the_agent_runs_is_offered_again_whatever_is_
 }
 
 #[tokio::test]
+async fn a_wiped_volume_is_clean_though_somebody_elses_finalizer_keeps_its_pv() {
+    let mut scene = Scene::new("kept", "Delete").await;
+    scene.begin();
+    let used = scene.use_all().await;
+    let finalizers = |of: &[&str]| json!({ "metadata": { "finalizers": of } });
+    for (store, (pv, claim)) in scene.stores.iter().zip(&used) {
+        let theirs = finalizers(&["example.com/keeps"]);
+        scene.node.patch_pv(&pv.name_any(), theirs).await.expect("a finalizer can be added");
+        scene.node.release(claim).await;
+        let only_theirs = |pv: &PersistentVolume| {
+            pv.metadata.deletion_timestamp.is_some() && pv.finalizers() == ["example.com/keeps"]
+        };
+        let wiped = |pv: &PersistentVolume| only_theirs(pv) && store.is_blank();
+        scene.node.wait_pv(&store.path(), wiped, SOON).await;
+        wait_saying(scene.agent(), &store.class, "vol", "Pending", "its PV is being removed").await;
+    }
+    for (store, (pv, _)) in scene.stores.iter().zip(&used) {
+        scene.node.patch_pv(&pv.name_any(), finalizers(&[])).await.expect("a finalizer can be taken off");
+        store.wait_anew(&scene.node, "Available", pv).await;
+        wait_verdict(scene.agent(), &store.class, "vol", "Published").await;
+    }
+    let logs = scene.agent().logs();
+    assert!(!logs.iter().any(|line| line.contains("\"Dirty\"") || line.contains("\"Quarantined\"")), "{logs:?}");
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn a_pv_that_lost_our_annotations_is_wiped_if_the_ledger_knows_its_volume() {
     let mut scene = Scene::new("stripped", "Delete").await;
     scene.begin();
@@ -396,7 +429,7 @@ async fn a_pv_that_lost_our_annotations_is_not_wiped_if_its_volume_was_exchanged
     let steps = async {
         for (store, (pv, _)) in scene.stores.iter().zip(&used) {
             scene.node.wait_event(&pv.name_any(), "IdentityChanged", "digest", SOON).await;
-            assert_eq!(verdict(scene.agent(), &store.class, "vol").await.expect("it is shown").0, "IdentityChanged");
+            wait_verdict(scene.agent(), &store.class, "vol", "IdentityChanged").await;
             assert!(store.has_secret());
             let now = store.wait(&scene.node, "Released").await;
             assert_eq!((now.uid(), now.finalizers().contains(&"mooring.dev/wipe".to_owned())), (pv.uid(), false));
@@ -443,9 +476,15 @@ async fn what_was_never_seen_is_wiped_first_if_the_class_says_so() {
 async fn a_device_with_the_mark_of_a_wipe_that_nothing_else_knows_of_is_not_offered() {
     let mut scene = Scene::new("marked", "Delete").await;
     scene.stores.remove(0);
+    // Its wipe takes two minutes, and comes to the last secret late.
+    let large = LoopDisk::new(scene.node.dir(), 128 << 20);
+    scene.stores[0].detach();
+    scene.stores[0].exchange_as_it_is(large);
+    scene.stores[0].attach();
     scene.fields = "wipe: { bandwidth: 1Mi }";
     scene.begin();
     let (pv, claim) = scene.use_all().await.remove(0);
+    scene.stores[0].disk.write_at(120 << 20, SECRET);
     scene.node.release(&claim).await;
     scene.wait_ledger("wiping").await;
     let store = &scene.stores[0];

@@ -15,18 +15,20 @@ use nix::sys::signal::Signal;
 use crate::harness::cluster::client_from;
 use crate::harness::supervisor::descendants;
 use crate::harness::volumes::phase;
-use crate::harness::{Agent, AgentOptions, ConfigDir, ControlPlane, LoopDisk, Options, Scratch, TestNode};
+use crate::harness::{Agent, AgentOptions, AuditEntry, ConfigDir, ControlPlane, LoopDisk, Options, Scratch, TestNode};
 use crate::harness::{disk, eventually, http, require_own_namespace, shared, storage_class_map};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_mins(1);
 
 #[tokio::test]
 async fn a_control_plane_ends_with_its_value_and_leaves_no_process() {
     let plane = ControlPlane::start(Options { audit: true });
     let nodes: Api<Node> = Api::all(plane.client().await);
     nodes.list(&ListParams::default()).await.expect("the API server answers");
-    let listed = plane.audit().into_iter().filter(|entry| entry.resource == "nodes" && entry.verb == "list");
-    assert!(listed.clone().any(|entry| entry.user == "admin" && entry.code == 200), "the audit log has our request");
+    let is_ours = |entry: &AuditEntry| {
+        (&*entry.user, &*entry.verb, &*entry.resource, entry.code) == ("admin", "list", "nodes", 200)
+    };
+    eventually("our request in the audit log", SOON, || plane.audit().iter().any(is_ours));
 
     plane.kill("kube-apiserver");
     assert!(nodes.list(&ListParams::default()).await.is_err(), "a killed API server does not answer");
@@ -144,7 +146,7 @@ fn stand_in(dir: &Path) -> PathBuf {
     let script = "#!/bin/sh\n\
         echo \"{\\\"fields\\\":{\\\"message\\\":\\\"HTTP server listening\\\",\\\"address\\\":\\\"$SERVED\\\"}}\"\n\
         echo \"$MY_NODE_NAME $*\" >&2\n\
-        exec sleep 60\n";
+        exec sleep 600\n";
     fs::write(&path, script).expect("a script can be written");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("a script can be made executable");
     path

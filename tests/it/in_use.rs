@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::ResourceExt;
 
 use crate::busy::{Holder, nested};
-use crate::common::{SOON, start, wait_verdict};
+use crate::common::{SOON, start, wait_saying};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::volumes::phase;
@@ -20,11 +20,9 @@ const PATIENCE: i64 = 4;
 
 /// Waits until the Released volume is Busy for this user and an Event says so.
 async fn is_busy(node: &TestNode, agent: &Agent, class: &str, entry: &str, pv: &PersistentVolume, user: &str) {
-    let sentence = wait_verdict(agent, class, entry, "Busy").await;
-    assert!(sentence.contains(user), "{entry}: {sentence} does not say {user}");
+    wait_saying(agent, class, entry, "Busy", user).await;
+    node.wait_event(&pv.name_any(), "Busy", user, SOON).await;
     let event = node.wait_event_on(pv, "Busy", SOON).await;
-    let text = event.message.unwrap_or_default();
-    assert!(text.contains(user), "{entry}: {text} does not say {user}");
     let now = node.pvs().await.into_iter().find(|now| now.uid() == pv.uid()).expect("the PV is there");
     assert!(phase(&now) == "Released" && now.metadata.deletion_timestamp.is_none(), "it is not even fenced");
     let released = now.status.and_then(|status| status.last_phase_transition_time).expect("it has a time").0;
@@ -47,7 +45,6 @@ async fn a_device_waits_for_whoever_uses_it_and_is_then_wiped() {
     let point = node.dir().join("mounted");
     fs::create_dir(&point).expect("a directory can be made");
     let point = point.display();
-    let elsewhere = ["unshare", "--mount", "--propagation", "private", "--", "sh"];
     let mut volumes = Vec::new();
     for entry in ["mounted", "in-a-namespace", "under-a-loop", "swap", "open"] {
         let disk = LoopDisk::new(node.dir(), 48 << 20);
@@ -63,11 +60,11 @@ async fn a_device_waits_for_whoever_uses_it_and_is_then_wiped() {
         let (holder, user) = match entry {
             "mounted" => {
                 let begin = format!("mkdir {point}/1 && mount -t ext4 {device} {point}/1");
-                (Holder::new(&elsewhere, &begin, ":"), format!("mounted at {point}/1"))
+                (Holder::elsewhere(&begin, ":"), format!("mounted at {point}/1"))
             }
             "in-a-namespace" => {
                 let begin = format!("mount -t ext4 {device} {point}");
-                (Holder::new(&elsewhere, &begin, ":"), format!("mounted at {point} as process "))
+                (Holder::elsewhere(&begin, ":"), format!("mounted at {point} as process "))
             }
             "under-a-loop" => {
                 let begin = format!("over=$(losetup --find --show {device})");
@@ -172,17 +169,19 @@ async fn a_disk_that_is_in_use_is_told_of_once_and_offered_when_it_is_free() {
     let disk = LoopDisk::new(node.dir(), 16 << 20);
     disk.format_ext4();
     let point = node.dir().join("mounted").display().to_string();
-    let elsewhere = ["unshare", "--mount", "--propagation", "private", "--", "sh"];
     let begin = format!("mkdir {point} && mount -t ext4 {} {point}", disk.device.display());
-    let holder = Holder::new(&elsewhere, &begin, ":");
+    let holder = Holder::elsewhere(&begin, ":");
     let link = disk.link(&disks, "disk");
     let agent = start(&node, &[(&class, &disks, "volumeMode: Block")]);
-    let detail = wait_verdict(&agent, &class, "disk", "Busy").await;
-    assert!(detail.starts_with("it is not offered: ") && detail.contains(&format!("mounted at {point} as process")));
+    let detail = wait_saying(&agent, &class, "disk", "Busy", &format!("mounted at {point} as process")).await;
+    assert!(detail.starts_with("it is not offered: "), "{detail}");
     // It comes after several tries.
     node.wait_event(node.name(), "Busy", &detail, SOON).await;
-    let warnings = agent.logs().into_iter().filter(|line| line.contains("Volume needs attention")).count();
-    assert_eq!(warnings, 1, "the verdict has not changed since");
+    let is_it = |line: &String| line.contains("Volume needs attention") && line.contains(&point);
+    let warnings = agent.logs().into_iter().filter(is_it).count();
+    // A busy machine may look hung in between.
+    let hung = agent.logs().into_iter().filter(|line| line.contains("\"Unresponsive\"")).count();
+    assert!((1..=1 + hung).contains(&warnings), "the verdict has not changed since: {warnings}");
     drop(holder);
     node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
     drop(agent);

@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::claim::with_identity;
-use crate::common::{SOON, verdict, wait_verdict};
+use crate::common::{SOON, wait_saying, wait_verdict};
 use crate::harness::volumes::phase;
 use crate::harness::{disk, rbac};
 use crate::wipe_scene::{SECRET, first_not_zero, full_of_secrets, mark_on};
@@ -107,8 +107,7 @@ async fn a_job_shreds_the_disk_and_the_pv_is_offered_anew() {
     let pod = scene.pod(&job).await;
     // Until somebody has read it back, the disk is half wiped, whatever the Job does.
     assert!(mark_on(&scene.disk.device).is_some());
-    let (at, detail) = verdict(&agent, &scene.class, "disk").await.expect("it is there");
-    assert_eq!((at.as_str(), detail.as_str()), ("Wiping", ""));
+    assert_eq!(wait_verdict(&agent, &scene.class, "disk", "Wiping").await, "");
     let output = scene.run(&pod);
     assert!(output.status.success(), "{}", said(&output));
     assert!(scene.is_there(&pv).await, "the agent does not go by the disk alone");
@@ -118,7 +117,7 @@ async fn a_job_shreds_the_disk_and_the_pv_is_offered_anew() {
     assert!(!scene.disk.backing_contains(SECRET));
     let receipt = scene.node.wait_event(&pv.name_any(), "VolumeWiped", "method job overwrite", SOON).await;
     assert!(receipt.contains("verification sample"), "{receipt}");
-    assert_eq!(agent.metric("mooring_wipes_total{outcome=\"success\"}").await, Some(1.0));
+    agent.wait_metric("mooring_wipes_total{outcome=\"success\"}", |count| count == 1.0, SOON).await;
     agent.wait_metric(&counted("delete"), |count| count == 1.0, SOON).await;
     scene.no_job().await;
     drop(agent);
@@ -279,8 +278,7 @@ async fn an_agent_that_may_not_patch_waits_for_the_go_provisioners_job_and_makes
     let (pv, claim) = scene.claimed(&agent).await;
     let job = job_of_the_go_provisioner(&scene, &pv).await;
     scene.node.release(&claim).await;
-    let why = wait_verdict(&agent, &scene.class, "disk", "Busy").await;
-    assert!(why.contains("has not ended (it is the Go provisioner's)"), "{why}");
+    wait_saying(&agent, &scene.class, "disk", "Busy", "has not ended (it is the Go provisioner's)").await;
     assert!(scene.disk.read_all().starts_with(SECRET));
     scene.succeed(&scene.pod(&job).await).await;
     scene.offered_anew(&pv).await;
@@ -310,8 +308,7 @@ async fn a_job_of_the_go_provisioner_that_has_not_ended_keeps_its_volume() {
         let pv = scene.claimed(&agent).await;
         let job = job_of_the_go_provisioner(&scene, &pv.0).await;
         scene.node.release(&pv.1).await;
-        let why = wait_verdict(&agent, &scene.class, "disk", "Busy").await;
-        assert!(why.contains("has not ended (it is the Go provisioner's)"), "{why}");
+        wait_saying(&agent, &scene.class, "disk", "Busy", "has not ended (it is the Go provisioner's)").await;
         let now = scene.node.wait_pv(&scene.link, |now| phase(now) == "Released", SOON).await;
         assert_eq!(now.metadata.finalizers, pv.0.metadata.finalizers, "it is not even fenced");
         assert!(scene.disk.read_all().starts_with(SECRET));
@@ -402,8 +399,7 @@ async fn a_hold_ends_the_job_and_another_one_begins_without_it() {
     scene.pod(&first).await;
     scene.node.hold(&pv.name_any(), true).await;
     scene.no_job().await;
-    let why = wait_verdict(&agent, &scene.class, "disk", "Pending").await;
-    assert!(why.contains("mooring.dev/hold"), "{why}");
+    wait_saying(&agent, &scene.class, "disk", "Pending", "mooring.dev/hold").await;
     assert!(mark_on(&scene.disk.device).is_some(), "it is never taken for clean");
     scene.node.hold(&pv.name_any(), false).await;
     scene.do_it(&scene.job(Some(&first)).await).await;
@@ -423,7 +419,7 @@ async fn a_job_that_does_not_get_on_is_told_and_waited_for() {
     scene.wait_for_image(&pod, "no such image").await;
     let told = scene.failed("ImagePullBackOff: no such image", &pv).await;
     assert!(told.contains("does not get on"), "{told}");
-    assert_eq!(verdict(&agent, &scene.class, "disk").await.map(|(verdict, _)| verdict).as_deref(), Some("Wiping"));
+    wait_verdict(&agent, &scene.class, "disk", "Wiping").await;
     scene.do_it(&job).await;
     scene.offered_anew(&pv).await;
     assert_eq!(first_not_zero(&scene.disk.backing), None);
@@ -440,8 +436,7 @@ async fn a_job_that_somebody_removes_is_made_anew_once_its_pod_has_ended() {
     let pod = scene.pod(&first).await;
     scene.orphan(&first).await;
     scene.failed("was removed by somebody", &pv).await;
-    let why = wait_verdict(&agent, &scene.class, "disk", "Busy").await;
-    assert!(why.contains(&format!("its pod {} has not ended", pod.name_any())), "{why}");
+    wait_saying(&agent, &scene.class, "disk", "Busy", &format!("its pod {} has not ended", pod.name_any())).await;
     assert_eq!(scene.jobs().await.len(), 0);
     scene.succeed(&pod).await;
     scene.do_it(&scene.job(Some(&first)).await).await;

@@ -10,8 +10,9 @@ use std::process::Command;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::api::ResourceExt;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
-use crate::common::{SOON, wait_verdict};
+use crate::common::{SOON, wait_saying, wait_verdict};
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::eventually;
 use crate::harness::volumes::{path_of, phase};
@@ -37,8 +38,12 @@ fn private_tmpfs(path: &Path) {
 fn remove(dir: &Path) {
     let away = dir.with_extension("removed");
     fs::rename(dir, &away).expect("it can be moved");
+    remove_busy(&away);
+}
+
+fn remove_busy(dir: &Path) {
     // Its user may still make a file in it.
-    eventually("the directory removed", SOON, || fs::remove_dir_all(&away).is_ok());
+    eventually("the directory removed", SOON, || fs::remove_dir_all(dir).is_ok());
 }
 
 async fn wiped_and_offered(scene: &Scene, used: &Used) {
@@ -120,8 +125,11 @@ impl Fault {
         let at = scene.node.state_dir();
         match self {
             Self::File => {
-                remove(&at);
-                File::create(&at).expect("a file can be made");
+                // In one step, or the agent might make the directory again.
+                let away = at.with_extension("removed");
+                File::create(&away).expect("a file can be made");
+                renameat_with(CWD, &away, CWD, &at, RenameFlags::EXCHANGE).expect("they can be exchanged");
+                remove_busy(&away);
             }
             Self::Full => {
                 let mut filler = File::create(at.join("filler")).expect("a file can be made");
@@ -166,13 +174,13 @@ async fn nothing_happens_without_a_record(tag: &str, fault: impl Fn(&Scene) -> F
     let place = scene.node.state_dir().display().to_string();
     scene.node.wait_event(scene.node.name(), "LedgerNotWritable", &place, SOON).await;
     scene.agent().wait_metric("mooring_ledger_not_writable", |value| value > 0.5, SOON).await;
-    let detail = wait_verdict(scene.agent(), &scene.stores[0].class, "later", "Pending").await;
-    assert!(detail.contains("not before the ledger can be written"), "{detail}");
+    wait_saying(scene.agent(), &scene.stores[0].class, "later", "Pending", "not before the ledger can be written")
+        .await;
     let steps = async {
         for (store, (_, claim)) in scene.stores.iter().zip(&used) {
             scene.node.release(claim).await;
-            let detail = wait_verdict(scene.agent(), &store.class, "vol", "Pending").await;
-            assert!(detail.contains("not wiped before the ledger can be written"), "{detail}");
+            let words = "not wiped before the ledger can be written";
+            wait_saying(scene.agent(), &store.class, "vol", "Pending", words).await;
             assert!(store.has_secret());
             assert!(!store.disk.read_all().starts_with(b"mooring"), "it is not even marked");
         }
@@ -222,8 +230,9 @@ async fn not_wiped_without_its_record(tag: &str, other: usize) {
         let place = scene.node.state_dir().display().to_string();
         scene.node.wait_event(scene.node.name(), "LedgerNotWritable", &place, SOON).await;
         wait_verdict(scene.agent(), &store.class, "vol", "Pending").await;
-        let now = scene.node.wait_pv(&store.path(), |_| true, SOON).await;
-        assert!(now.metadata.deletion_timestamp.is_some(), "the fence is up: no claim can get at it");
+        // The fence is up: no claim can get at it.
+        let is_fenced = |pv: &PersistentVolume| pv.metadata.deletion_timestamp.is_some();
+        scene.node.wait_pv(&store.path(), is_fenced, SOON).await;
         assert!(store.has_secret());
         assert!(!store.disk.read_all().starts_with(b"mooring"), "it is not even marked");
         Fault::Full.mend(&scene);
@@ -253,11 +262,13 @@ async fn a_wipe_that_cant_note_how_far_it_is_stops_and_goes_on_later() {
     scene.node.release(&used[0].1).await;
     scene.wait_ledger_text("\"cursor\":").await;
     Fault::File.strike(&scene);
-    let store = &scene.stores[0];
     scene.node.wait_event(&used[0].0.name_any(), "VolumeFailedDelete", "state directory", SOON).await;
-    assert!(store.disk.backing_contains(SECRET), "it was in its middle");
+    assert!(scene.stores[0].disk.backing_contains(SECRET), "it was in its middle");
     scene.agent().wait_log(CANT, SOON).await;
     let mark = scene.agent().mark();
+    scene.fields = "wipe: { method: zero }";
+    scene.reload();
+    scene.agent().wait_log_after(mark, "Config is changed", SOON).await;
     Fault::File.mend(&scene);
     scene.agent().wait_log_after(mark, "The ledger can be written again", SOON).await;
     let line = scene.agent().wait_log_after(mark, "Wipe begins", SOON).await;
@@ -352,8 +363,15 @@ async fn an_entry_by_a_newer_agent_is_waited_for() {
     scene.begin();
     let line = scene.agent().wait_log("made by a newer mooring", SOON).await;
     assert!(line.contains(&*file.file_name().expect("it has a name").to_string_lossy()), "{line}");
-    let (status, body) = scene.agent().get("/ready").await;
-    assert!(status != 200 && body.contains("newer mooring"), "{status}: {body}");
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        let (status, body) = scene.agent().get("/ready").await;
+        assert!(status != 200 && std::time::Instant::now() < deadline, "{status}: {body}");
+        if body.contains("newer mooring") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     assert_eq!(scene.agent().get("/healthz").await.0, 200, "to restart it would not help");
     for store in &scene.stores {
         store.wait(&scene.node, "Released").await;

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::common::SOON;
 use crate::docs::{rows, text};
+use crate::harness::eventually;
 use crate::harness::prometheus::Prometheus;
 use crate::metrics::{Scene, SlowWipe, labels, scene, scrape, slow_wipe};
 use crate::promql::{Names, names};
@@ -200,6 +201,17 @@ fn wait_scraped(prometheus: &Prometheus) {
     }
 }
 
+/// The alerts that are pending or firing.
+fn active(prometheus: &Prometheus) -> BTreeSet<String> {
+    let rules = prometheus.api("/api/v1/rules").expect("it answers");
+    let groups = rules["groups"].as_array().into_iter().flatten();
+    let all = groups.filter_map(|group| group["rules"].as_array()).flatten();
+    all.inspect(|rule| assert_eq!(rule["health"], "ok", "{rule}"))
+        .filter(|rule| rule["state"] != "inactive")
+        .map(|rule| string(&rule["name"]))
+        .collect()
+}
+
 #[tokio::test]
 async fn alerts_and_dashboard_name_what_the_agent_tells_and_prometheus_answers_them() {
     let (Scene { node, agent, _disks, .. }, slow) = tokio::join!(scene("monitored"), slow_wipe("slowly"));
@@ -229,21 +241,24 @@ async fn alerts_and_dashboard_name_what_the_agent_tells_and_prometheus_answers_t
 
     wait_scraped(&prometheus);
     for (panel, expression) in dashboard {
-        let series = prometheus.query(&expression).unwrap_or_else(|error| panic!("{panel}: {expression}: {error}"));
-        assert!(!series.is_empty(), "{panel}: nothing is shown for {expression}");
-    }
-    let rules = prometheus.api("/api/v1/rules").expect("it answers");
-    let mut active = BTreeSet::new();
-    for rule in rules["groups"].as_array().into_iter().flatten().flat_map(|group| group["rules"].as_array()).flatten() {
-        assert_eq!(rule["health"], "ok", "{rule}");
-        if rule["state"] != "inactive" {
-            active.insert(string(&rule["name"]));
-        }
+        // Of the last seconds there may be too little, if it had to wait for the machine.
+        eventually(&format!("{panel}: something is shown for {expression}"), SOON, || {
+            let series = prometheus.query(&expression).unwrap_or_else(|error| panic!("{panel}: {expression}: {error}"));
+            !series.is_empty()
+        });
     }
     // A wipe fails and its PV needs a person, another one is made slow, and the kubelet's
     // directory is not shown; else all is as it should be.
     let expected = ["MooringLimited", "MooringVolumeNeedsDecision", "MooringWipeFailing", "MooringWipeSlow"];
-    assert_eq!(active, expected.map(ToOwned::to_owned).into());
+    let deadline = Instant::now() + SOON;
+    loop {
+        let active = active(&prometheus);
+        if active == expected.map(ToOwned::to_owned).into() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{active:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     drop((prometheus, agent, slow_agent, slow_disk, _disks));
     node.clean_up().await;
     slow_node.clean_up().await;

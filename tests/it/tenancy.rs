@@ -11,6 +11,7 @@ use kube::api::ResourceExt;
 
 use crate::common::{SOON, start_with};
 use crate::harness::agent::Agent;
+use crate::harness::config_dir::storage_class_map;
 use crate::harness::disk::{self, LoopDisk};
 use crate::harness::node::TestNode;
 use crate::harness::volumes::{path_of, phase};
@@ -167,6 +168,17 @@ impl Scene {
     /// Starts the agent.
     pub fn begin(&mut self) {
         assert!(self.agent.is_none(), "one agent runs already");
+        self.agent = Some(self.with_classes(|classes| start_with(&self.node, classes, self.keys)));
+    }
+
+    /// Has the agent read the config anew: it has other fields now.
+    pub fn reload(&self) {
+        let map = self.with_classes(storage_class_map);
+        let config: Vec<_> = [("storageClassMap", map.as_str())].into_iter().chain(self.keys.iter().copied()).collect();
+        self.agent().rewrite_config(&config);
+    }
+
+    fn with_classes<T>(&self, work: impl FnOnce(&[(&str, &Path, &str)]) -> T) -> T {
         let fields: Vec<_> = self
             .stores
             .iter()
@@ -180,7 +192,7 @@ impl Scene {
             .zip(&fields)
             .map(|(store, fields)| (store.class.as_str(), store.dir.as_path(), fields.as_str()))
             .collect();
-        self.agent = Some(start_with(&self.node, &classes, self.keys));
+        work(&classes)
     }
 
     /// Kills the agent, as a power cut would.

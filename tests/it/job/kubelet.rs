@@ -206,8 +206,20 @@ impl Scene {
         .await
     }
 
-    /// Runs what the pod is to run, with the disks where they are.
+    /// Runs what the pod is to run, with the disks where they are. An agent of another test may have
+    /// the loop device open for a moment, to ask what it is on: then it is started again.
     pub fn run(&self, pod: &Pod) -> Output {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let output = self.run_once(pod);
+            if !said(&output).contains("in use: open in process") || Instant::now() > deadline {
+                return output;
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn run_once(&self, pod: &Pod) -> Output {
         let container = &pod.spec.as_ref().expect("a pod has a spec").containers[0];
         let [program, arguments @ ..] = container.command.as_deref().expect("it has a command") else {
             panic!("the command is empty");
