@@ -13,8 +13,8 @@ use crate::harness::proxy::{Faults, Proxy};
 use crate::harness::volumes::phase;
 use crate::harness::{Agent, AgentOptions, ControlPlane, LoopDisk, Options, eventually, shared};
 
-/// Long enough for each of its waits to be the longest.
-const OUTAGE: Duration = Duration::from_secs(20);
+/// Several times the longest of its waits.
+const OUTAGE: Duration = Duration::from_secs(60);
 
 fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::Path, fields: &str) -> Agent {
     let map = storage_class_map(&[(class, disks, fields)]);
@@ -31,7 +31,7 @@ fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::
 }
 
 #[tokio::test]
-async fn an_api_server_that_is_killed_for_a_while_in_a_burst_is_survived() {
+async fn an_api_server_that_is_killed_for_a_minute_in_a_burst_is_survived() {
     let plane = ControlPlane::start(Options { audit: true });
     let node = TestNode::new(&plane, "outage").await;
     let class = node.class("many", "Delete").await;
@@ -52,7 +52,7 @@ async fn an_api_server_that_is_killed_for_a_while_in_a_burst_is_survived() {
     let lines = agent.logs_after(before);
     let (decisions, told): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line.contains(r#""level":"DEBUG""#));
     let told = told.iter().filter(|line| !line.contains("Volume is published")).count();
-    assert!(told < 20, "{told} lines in {OUTAGE:?} of outage");
+    assert!(told < 50, "{told} lines in {OUTAGE:?} of outage");
     // With -v=4, one or two of each volume at most.
     assert!(decisions.len() < 2 * first.len(), "{} decisions in {OUTAGE:?} of outage", decisions.len());
     plane.start_component("kube-apiserver");
