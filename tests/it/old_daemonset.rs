@@ -27,12 +27,12 @@ pub const SIZE: u64 = 16 << 20;
 const HOLD: &str = "mooring.dev/hold";
 /// Its resync is soon, so that a right that is given is soon seen.
 const RESYNC: (&str, &str) = ("minResyncPeriod", "1s");
-/// A wipe takes about twice as many seconds as the disk has MiB.
-const SLOW: &str = "volumeMode: Block\nwipe: {bandwidth: 512Ki}";
+/// A wipe takes about as many seconds as the disk has MiB.
+const SLOW: &str = "volumeMode: Block\nwipe: {bandwidth: 1Mi}";
 /// Without a limit.
 const FAST: &str = "volumeMode: Block";
 /// Of a disk whose slow wipe is in its middle for as long as any test needs.
-const LARGE: u64 = 64 << 20;
+const LARGE: u64 = 128 << 20;
 
 /// A node with the Go provisioner's account, a class of directories and one of devices.
 pub struct Old {
