@@ -39,6 +39,8 @@ pub struct AgentOptions<'a> {
     pub as_old: bool,
     /// Run as in a container without privileges but these; see [`confine`].
     pub confined: Option<CapabilitySet>,
+    /// The directory of another node, whose volumes it sees as well.
+    pub other: Option<&'a Path>,
     /// Further environment variables; they win over the harness's own.
     pub env: &'a [(&'a str, &'a str)],
     /// The program, where Cargo does not name it (a demo): else `MOORING_BIN`, else Cargo's.
@@ -74,7 +76,8 @@ impl Agent {
         command.env("KUBECONFIG", node.kubeconfig()).envs(options.env.iter().copied()).stdin(Stdio::null());
         let lines = Arc::default();
         let writable = [node.root().to_owned(), node.state_dir()];
-        let (confined, own) = (options.confined, node.dir().to_owned());
+        let own = [Some(node.dir()), options.other].into_iter().flatten().map(Path::to_owned).collect::<Vec<_>>();
+        let confined = options.confined;
         let prepare = move || {
             let before = is_root().then(|| launch::enter_own_namespace(&own));
             if let Some(capabilities) = confined {

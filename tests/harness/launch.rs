@@ -42,12 +42,13 @@ pub fn plain_command_line(binary: &Path) -> Command {
 /// Puts this thread, and what it starts, into a mount namespace that receives mounts from ours. Of
 /// the mounts of tests it has only those below `own`: others would stay there when their tests
 /// unmount them, and keep their disks in use. Returns the namespace to go back to ([`leave`]).
-pub fn enter_own_namespace(own: &Path) -> File {
+pub fn enter_own_namespace(own: &[PathBuf]) -> File {
     let before = File::open("/proc/thread-self/ns/mnt").expect("a thread has a mount namespace");
     unshare(CloneFlags::CLONE_NEWNS).expect("root may make a namespace");
     let follow = MsFlags::MS_SLAVE | MsFlags::MS_REC;
     mount(None::<&str>, "/", None::<&str>, follow, None::<&str>).expect("mounts can be made to follow others");
-    for point in mounts_below(&scratch::parent()).iter().filter(|point| !point.starts_with(own)) {
+    let is_own = |point: &Path| own.iter().any(|own| point.starts_with(own));
+    for point in mounts_below(&scratch::parent()).iter().filter(|point| !is_own(point)) {
         // What is mounted below goes along, and may have gone by itself.
         let _ = umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
     }

@@ -36,7 +36,7 @@ impl Holder {
     /// The same in a mount namespace that only it is in, and where no other test has anything mounted.
     pub fn elsewhere(begin: &str, end: &str) -> Self {
         let hold = || {
-            let _ours = launch::enter_own_namespace(Path::new("/none/of/them"));
+            let _ours = launch::enter_own_namespace(&[]);
             Self::new(&["sh"], begin, end)
         };
         // A thread's namespace ends with it, but for what it has started.

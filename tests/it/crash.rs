@@ -281,13 +281,14 @@ async fn an_agent_that_the_kernel_holds_leaves_its_node_to_the_next_one() {
     let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
     let link = disk.link(&disks, "held");
     let classes = [(class.as_str(), disks.as_path(), "")];
-    first = start(&node, &classes);
+    first = start(&node, &[(&class, &disks, "wipe: {bandwidth: 1Mi}")]);
     let held = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
     let claim = node.bind(&held.name_any()).await;
     disk.write_at(32 << 20, &b"TENANT-SECRET...".repeat(256));
-    frozen.freeze(true);
     node.release(&claim).await;
     first.wait_log("Wipe begins", SOON).await;
+    // Not before: whoever else asks a frozen disk what is beneath it has it open from then on.
+    frozen.freeze(true);
     let deadline = Instant::now() + SOON;
     while !a_wipe_is_held(first.pid()) {
         assert!(Instant::now() < deadline, "the kernel does not hold the thread that wipes");

@@ -53,14 +53,16 @@ async fn held_in_a_wipe(tag: &str) -> Held {
     let frozen = FrozenMount::new(&node.root().join("frozen"), 64 << 20);
     let disk = LoopDisk::attach(node.root().join("frozen/nbd"));
     let link = disk.link(&disks, "disk");
-    let agent = start(&node, &[(&class, &disks, "")]);
+    let agent = start(&node, &[(&class, &disks, "wipe: {bandwidth: 1Mi}")]);
     let pv = node.wait_pv(&link, |pv| phase(pv) == "Available", SOON).await;
     let pv = pv.metadata.name.expect("it has a name");
     let claim = node.bind(&pv).await;
-    frozen.freeze(true);
     node.release(&claim).await;
-    node.wait_pv(&link, |pv| pv.metadata.deletion_timestamp.is_some(), SOON).await;
     agent.wait_log("Wipe begins", SOON).await;
+    // Not before: whoever else asks a frozen disk what is beneath it has it open from then on.
+    frozen.freeze(true);
+    let idle = format!("mooring_wipe_idle_seconds{{class=\"{class}\"}}");
+    agent.wait_metric(&idle, |seconds| seconds >= 5.0, SOON).await;
     Held { node, disks, frozen, disk, agent, pv }
 }
 
@@ -152,9 +154,6 @@ async fn a_thread_that_the_kernel_holds_is_named_and_holds_up_nothing_else() {
     let uid = pv.metadata.uid;
     node.wait_pv(&other, |pv| pv.metadata.uid != uid && phase(pv) == "Available", SOON).await;
     assert_eq!(agent.get("/healthz").await.0, 200);
-    // Its bytes say nothing: it has not come to the first.
-    let idle = format!("mooring_wipe_idle_seconds{{class=\"{}-raw\"}}", node.name());
-    agent.wait_metric(&idle, |seconds| seconds >= 1.0, SOON).await;
 
     // It is held until it is let go, below.
     agent.signal(Signal::SIGTERM);

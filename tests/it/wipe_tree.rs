@@ -499,7 +499,8 @@ fn a_disk_that_fails_ends_it_and_it_goes_on_when_the_disk_is_well() {
     failing.fail(true);
     let control = Control::default();
     let (path, problem) = obstacle(remove_contents(&open(&volume), &control));
-    assert!(path.starts_with("dir-"), "{path}");
+    // Which of them comes first is decided by the seed of the filesystem's hashes.
+    assert!(path.starts_with("dir-") || path == "lost+found", "{path}");
     assert!((20..2_000).contains(&control.progress().0), "{:?}", control.progress());
     assert!(problem.contains("Input/output error"), "{problem}");
     failing.fail(false);

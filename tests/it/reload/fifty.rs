@@ -198,7 +198,8 @@ async fn after_fifty_edits_the_agent_offers_what_a_fresh_one_would() {
     drop(agent);
     // The same directories, looked at by the first agent of another node.
     let other = TestNode::new(shared(), "fresh").await;
-    let agent = Agent::start(&other, AgentOptions { config: &borrowed(&files), ..AgentOptions::default() });
+    let options = AgentOptions { config: &borrowed(&files), other: Some(node.dir()), ..AgentOptions::default() };
+    let agent = Agent::start(&other, options);
     let all_offered = |pvs: &BTreeMap<_, _>| (offered(pvs) == wanted).then_some(());
     other.watch_pvs("the same of a fresh agent", SOON, all_offered).await;
     drop(agent);
