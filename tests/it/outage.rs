@@ -16,7 +16,8 @@ use crate::harness::{Agent, AgentOptions, ControlPlane, LoopDisk, Options, event
 /// Several times the longest of its waits.
 const OUTAGE: Duration = Duration::from_secs(60);
 
-fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::Path, fields: &str) -> Agent {
+/// An agent that reaches the API server by the proxy.
+pub fn start_behind(proxy: &Proxy, node: &TestNode, class: &str, disks: &std::path::Path, fields: &str) -> Agent {
     let map = storage_class_map(&[(class, disks, fields)]);
     let kubeconfig = proxy.kubeconfig().display().to_string();
     Agent::start(

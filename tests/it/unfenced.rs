@@ -10,11 +10,11 @@ use mooring::state_dir::StateDir;
 use nix::sys::signal::Signal;
 
 use crate::common::SOON;
-use crate::harness::config_dir::storage_class_map;
 use crate::harness::proxy::{Faults, Proxy};
 use crate::harness::volumes::phase;
-use crate::harness::{Agent, AgentOptions, shared};
+use crate::harness::{Agent, shared};
 use crate::old_daemonset::{Old, SECRET, SIZE, fill};
+use crate::outage::start_behind;
 use crate::wipe_scene::first_not_zero;
 
 /// What the ledger has on disk of the only volume.
@@ -37,17 +37,7 @@ async fn deletion_waits(proxy: &Proxy) {
 
 /// An agent that may not patch PVs, and reaches the API server by the proxy.
 fn start(old: &Old, proxy: &Proxy) -> Agent {
-    let map = storage_class_map(&[(&old.raw.0, &old.raw.1, "volumeMode: Block")]);
-    let kubeconfig = proxy.kubeconfig().display().to_string();
-    Agent::start(
-        &old.node,
-        AgentOptions {
-            config: &[("storageClassMap", &map)],
-            args: &["--v=4"],
-            env: &[("KUBECONFIG", &kubeconfig)],
-            ..AgentOptions::default()
-        },
-    )
+    start_behind(proxy, &old.node, &old.raw.0, &old.raw.1, "volumeMode: Block")
 }
 
 #[tokio::test]
