@@ -1,8 +1,6 @@
 //! Where no fence keeps a claim off a PV: its volume counts as clean only once the PV is
 //! seen to be gone. Until then somebody may get it, and the agent may not be there to see.
 
-use std::time::{Duration, Instant};
-
 use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::ResourceExt;
 use mooring::ledger::State;
@@ -12,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::common::SOON;
 use crate::harness::proxy::{Faults, Proxy};
 use crate::harness::volumes::phase;
-use crate::harness::{Agent, shared};
+use crate::harness::{Agent, eventually, shared};
 use crate::old_daemonset::{Old, SECRET, SIZE, fill};
 use crate::outage::start_behind;
 use crate::wipe_scene::first_not_zero;
@@ -24,15 +22,6 @@ fn on_disk(old: &Old) -> State {
     let entry = entries.next().expect("it has an entry").clone();
     assert_eq!(entries.count(), 0, "it has only one");
     entry.state
-}
-
-/// Waits until the agent's deletion of a PV has come to the proxy, which keeps it.
-async fn deletion_waits(proxy: &Proxy) {
-    let deadline = Instant::now() + SOON;
-    while proxy.faults().waiting_deletes == 0 {
-        assert!(Instant::now() < deadline, "the agent does not delete the PV");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// An agent that may not patch PVs, and reaches the API server by the proxy.
@@ -51,7 +40,7 @@ async fn a_volume_is_not_clean_before_its_unfenced_pv_is_gone() {
     fill(&disk, 0, SIZE);
     proxy.set(Faults { hold_deletes: true, ..Faults::default() });
     old.node.release(&claim).await;
-    deletion_waits(&proxy).await;
+    eventually("the agent deletes the PV", SOON, || proxy.faults().waiting_deletes > 0);
     assert_eq!(first_not_zero(&disk.backing), None, "it is wiped by then");
     assert!(!matches!(on_disk(&old), State::Clean | State::AsFound), "its PV may get a claim yet");
     // It does, and nobody sees that; nor that the PV is deleted with what is on it.
@@ -77,7 +66,7 @@ async fn a_volume_is_not_clean_before_its_unfenced_pv_is_gone() {
     // Emptied by hand, it is clean when that PV is gone, and not before.
     proxy.set(Faults { hold_deletes: true, ..Faults::default() });
     disk.write_at(0, &vec![0; usize::try_from(SIZE).expect("it is small")]);
-    deletion_waits(&proxy).await;
+    eventually("the agent deletes the PV", SOON, || proxy.faults().waiting_deletes > 0);
     assert!(matches!(on_disk(&old), State::Quarantined { .. }), "{:?}", on_disk(&old));
     proxy.set(Faults::default());
     old.anew(&link, &held).await;
